@@ -1,0 +1,1 @@
+//! Control plane of the switch: OVSDB client, ovsdb-server supervision, unixctl.

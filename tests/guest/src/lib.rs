@@ -1,0 +1,1 @@
+//! Drives guests in tests: QEMU, serial console, QMP and VNC.
