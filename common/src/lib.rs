@@ -1,1 +1,21 @@
-//! What both sides share: EAL, mbufs, rings, the client-port protocol, the stats segment.
+//! What the switch (DPDK primary) and its clients (DPDK secondaries) share.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`eal`] | start and end of DPDK's environment, worker lcores |
+//! | [`mbuf`] | packet buffers: one owner each, accessors that stay inside the buffer |
+//! | [`mempool`] | the pool of mbufs; only the primary touches one |
+//! | [`ring`] | single-producer single-consumer ends of an `rte_ring`, safe against the peer |
+//! | [`ethdev`] | NIC ports and vdevs of the primary |
+//! | [`port`] | the client-port protocol: shared layout, attach messages, doorbells, the client's side |
+//! | [`stats`] | the shared-memory segment with every counter |
+//! | [`rundir`] | where sockets and the stats segment are found |
+
+pub mod eal;
+pub mod ethdev;
+pub mod mbuf;
+pub mod mempool;
+pub mod port;
+pub mod ring;
+pub mod rundir;
+pub mod stats;

@@ -1,0 +1,372 @@
+//! Packet buffers (`rte_mbuf`), each with one owner.
+//!
+//! Every mbuf of the switch comes from one pool with a fixed shape: header, private area ([`FrameMeta`]), then
+//! [`BUF_LEN`] bytes of buffer of which the first [`HEADROOM`] are left free for tags. Because the shape is fixed,
+//! the buffer's address follows from the mbuf's own, and lengths are clamped to it on every access: a client that
+//! scribbles over a header it no longer owns can garble a frame, but can't make anybody read outside the buffer.
+
+use std::ptr::NonNull;
+
+use dpdk_sys as sys;
+
+/// Bytes left free before the frame.
+pub const HEADROOM: usize = sys::RTE_PKTMBUF_HEADROOM as usize;
+/// Bytes for the frame itself in one mbuf.
+pub const DATA_ROOM: usize = 2048;
+/// Bytes of an mbuf's buffer.
+pub const BUF_LEN: usize = HEADROOM + DATA_ROOM;
+/// Bytes of the private area behind the header.
+pub const PRIV_LEN: usize = 64;
+/// Segments that one frame may have: 64 KiB and a header.
+pub const MAX_SEGMENTS: usize = 34;
+
+const HEADER_LEN: usize = size_of::<sys::rte_mbuf>();
+const _: () = assert!(HEADER_LEN == 128);
+const _: () = assert!(size_of::<FrameMeta>() <= PRIV_LEN);
+const _: () = assert!(BUF_LEN <= u16::MAX as usize);
+
+/// The frame's layer 4 checksum is half done: `FrameMeta` says where it goes. DPDK's virtio driver uses this flag so.
+const CKSUM_PARTIAL: u64 = sys::RTE_MBUF_F_RX_L4_CKSUM_NONE as u64;
+/// The frame's layer 4 checksum was checked or needs no check.
+const CKSUM_GOOD: u64 = sys::RTE_MBUF_F_RX_L4_CKSUM_GOOD as u64;
+
+/// What is known of a frame's layer 4 checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checksum {
+    /// Nothing: it is in the frame, right or wrong.
+    #[default]
+    Unknown,
+    /// The data is good (virtio's DATA_VALID).
+    Valid,
+    /// Half done (virtio's NEEDS_CSUM): sum from `start` to the frame's end and store at `start + offset`.
+    /// Both in bytes; `start + offset + 2` lies within the first segment.
+    Partial { start: u16, offset: u16 },
+}
+
+/// In the mbuf's private area: what does not fit its header. Shared with the clients.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+struct FrameMeta {
+    csum_start: u16,
+    csum_offset: u16,
+}
+
+/// An mbuf that this process owns. It has no destructor: hand it to a ring, a port or the pool.
+#[repr(transparent)]
+#[derive(Debug, PartialEq, Eq)]
+pub struct Mbuf(NonNull<sys::rte_mbuf>);
+
+// SAFETY: an mbuf has one owner at a time, so it may move between threads.
+unsafe impl Send for Mbuf {}
+
+impl Mbuf {
+    /// The mbuf at `address`.
+    ///
+    /// # Safety
+    /// `address` is that of an mbuf of the switch's pool, mapped in this process, which the caller owns. (A value
+    /// that is only moved through a ring and never looked into may be anything but zero.)
+    pub unsafe fn from_address(address: usize) -> Option<Mbuf> {
+        NonNull::new(address as *mut sys::rte_mbuf).map(Mbuf)
+    }
+
+    /// The address, the same in every process of this DPDK instance.
+    #[inline]
+    pub fn address(&self) -> usize {
+        self.0.as_ptr() as usize
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut sys::rte_mbuf {
+        self.0.as_ptr()
+    }
+
+    fn buffer(&self) -> *mut u8 {
+        // SAFETY: the pool's shape puts the buffer right behind header and private area.
+        unsafe { self.0.as_ptr().cast::<u8>().add(HEADER_LEN + PRIV_LEN) }
+    }
+
+    fn meta(&self) -> *mut FrameMeta {
+        // SAFETY: the private area follows the header.
+        unsafe { self.0.as_ptr().cast::<u8>().add(HEADER_LEN).cast() }
+    }
+
+    /// Offset and length of the frame's bytes in the buffer, clamped to it.
+    #[inline]
+    fn span(&self) -> (usize, usize) {
+        // SAFETY: `self` is a mapped mbuf; volatile, since a client's stray write must not change a checked value.
+        let (off, len) = unsafe {
+            let m = self.0.as_ptr();
+            (
+                (&raw const (*m).data_off).read_volatile() as usize,
+                (&raw const (*m).data_len).read_volatile() as usize,
+            )
+        };
+        let off = off.min(BUF_LEN);
+        (off, len.min(BUF_LEN - off))
+    }
+
+    /// Bytes in this segment.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.span().1
+    }
+
+    /// The bytes of this segment.
+    #[inline]
+    pub fn data(&self) -> &[u8] {
+        let (off, len) = self.span();
+        // SAFETY: clamped to the buffer, which this process owns while it holds the mbuf.
+        unsafe { std::slice::from_raw_parts(self.buffer().add(off), len) }
+    }
+
+    /// The bytes of this segment, to change.
+    #[inline]
+    pub fn data_mut(&mut self) -> &mut [u8] {
+        let (off, len) = self.span();
+        // SAFETY: as in `data`, and `&mut self` is the only handle.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer().add(off), len) }
+    }
+
+    /// The room for a frame, [`DATA_ROOM`] bytes behind the headroom. Write here, then [`Mbuf::set_frame`].
+    #[inline]
+    pub fn room_mut(&mut self) -> &mut [u8] {
+        // SAFETY: the room is the buffer's part behind the headroom, and `&mut self` is the only handle.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer().add(HEADROOM), DATA_ROOM) }
+    }
+
+    /// Makes this a single-segment frame of the first `len` bytes of the room, with nothing known of its checksum.
+    ///
+    /// # Panics
+    /// If `len` exceeds [`DATA_ROOM`].
+    #[inline]
+    pub fn set_frame(&mut self, len: usize, checksum: Checksum) {
+        assert!(len <= DATA_ROOM, "a frame of {len} bytes does not fit an mbuf");
+        let m = self.0.as_ptr();
+        // SAFETY: plain stores into the header of an mbuf that this process owns.
+        unsafe {
+            (*m).data_off = HEADROOM as u16;
+            (*m).nb_segs = 1;
+            (*m).data_len = len as u16;
+            (*m).pkt_len = len as u32;
+            (*m).ol_flags = 0;
+        }
+        if checksum != Checksum::Unknown {
+            self.set_checksum(checksum);
+        }
+    }
+
+    /// What is known of the layer 4 checksum. The place of a partial one lies within the first segment.
+    #[inline]
+    pub fn checksum(&self) -> Checksum {
+        // SAFETY: a load from the header of a mapped mbuf.
+        let flags = unsafe { (*self.0.as_ptr()).ol_flags };
+        // RX_L4_CKSUM_NONE is both bits, GOOD and BAD, set.
+        if flags & CKSUM_PARTIAL == CKSUM_PARTIAL {
+            // SAFETY: a load from the private area; checked below before anyone uses it.
+            let meta = unsafe { self.meta().read_volatile() };
+            let end = usize::from(meta.csum_start) + usize::from(meta.csum_offset) + 2;
+            if end <= self.len() {
+                return Checksum::Partial {
+                    start: meta.csum_start,
+                    offset: meta.csum_offset,
+                };
+            }
+            Checksum::Unknown
+        } else if flags & CKSUM_GOOD != 0 {
+            Checksum::Valid
+        } else {
+            Checksum::Unknown
+        }
+    }
+
+    /// Says what is known of the layer 4 checksum; clears every other offload flag.
+    #[inline]
+    pub fn set_checksum(&mut self, checksum: Checksum) {
+        let flags = match checksum {
+            Checksum::Unknown => 0,
+            Checksum::Valid => CKSUM_GOOD,
+            Checksum::Partial { start, offset } => {
+                // SAFETY: a store into the private area of an mbuf that this process owns.
+                unsafe {
+                    self.meta().write(FrameMeta {
+                        csum_start: start,
+                        csum_offset: offset,
+                    })
+                };
+                CKSUM_PARTIAL
+            }
+        };
+        // SAFETY: a store into the header of an mbuf that this process owns.
+        unsafe { (*self.0.as_ptr()).ol_flags = flags };
+    }
+
+    /// Segments of the frame, from the first one's header.
+    #[inline]
+    pub fn segment_count(&self) -> usize {
+        // SAFETY: a load from the header of a mapped mbuf.
+        unsafe { (&raw const (*self.0.as_ptr()).nb_segs).read_volatile() as usize }
+    }
+
+    /// Address of the segment behind this one, zero at the end. Untrusted as long as nobody checked it.
+    #[inline]
+    pub fn next_address(&self) -> usize {
+        // SAFETY: a load from the header of a mapped mbuf.
+        unsafe { (&raw const (*self.0.as_ptr()).next).read_volatile() as usize }
+    }
+
+    /// Bytes of the whole frame, from the first segment's header.
+    #[inline]
+    pub fn frame_len(&self) -> usize {
+        // SAFETY: a load from the header of a mapped mbuf.
+        unsafe { (*self.0.as_ptr()).pkt_len as usize }
+    }
+
+    /// The bytes of each segment of a frame that the switch delivered (or checked), in order.
+    #[inline]
+    pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
+        let mut left = self.segment_count().min(MAX_SEGMENTS);
+        let mut at = Some(self);
+        std::iter::from_fn(move || {
+            let mbuf = at?;
+            left = left.saturating_sub(1);
+            at = if left == 0 { None } else { mbuf.next() };
+            Some(mbuf.data())
+        })
+    }
+
+    /// The segment behind this one, of a frame whose chain was checked.
+    fn next(&self) -> Option<&Mbuf> {
+        // SAFETY: `next` of a checked chain is null or an mbuf that belongs to the same frame; Mbuf is a
+        // transparent non-null pointer, so Option<Mbuf> has the layout of the field.
+        unsafe { (*(&raw const (*self.0.as_ptr()).next).cast::<Option<Mbuf>>()).as_ref() }
+    }
+
+    /// Links `mbufs[1..]` behind the first: one frame of several segments, with its total length set.
+    pub fn chain(mut segments: arrayvec::ArrayVec<Mbuf, MAX_SEGMENTS>) -> Option<Mbuf> {
+        let count = segments.len();
+        let total: usize = segments.iter().map(Mbuf::len).sum();
+        for i in 1..count {
+            let next = segments[i].as_ptr();
+            // SAFETY: stores into the headers of mbufs that this process owns.
+            unsafe { (*segments[i - 1].as_ptr()).next = next };
+        }
+        let last = segments.pop()?;
+        // SAFETY: as above.
+        unsafe { (*last.as_ptr()).next = std::ptr::null_mut() };
+        let first = if count == 1 { last } else { segments.swap_remove(0) };
+        // SAFETY: as above.
+        unsafe {
+            (*first.as_ptr()).nb_segs = count as u16;
+            (*first.as_ptr()).pkt_len = total as u32;
+        }
+        Some(first)
+    }
+
+    /// Drops the first `n` bytes of the frame; false, and nothing changed, where the segment is shorter.
+    #[inline]
+    pub fn trim_front(&mut self, n: usize) -> bool {
+        let (off, len) = self.span();
+        if n > len {
+            return false;
+        }
+        self.set_span(off + n, len - n);
+        true
+    }
+
+    /// Makes `n` bytes of room before the frame; false, and nothing changed, where the headroom is used up.
+    #[inline]
+    pub fn extend_front(&mut self, n: usize) -> bool {
+        let (off, len) = self.span();
+        if n > off {
+            return false;
+        }
+        self.set_span(off - n, len + n);
+        true
+    }
+
+    fn set_span(&mut self, off: usize, len: usize) {
+        let m = self.0.as_ptr();
+        // SAFETY: stores into the header of an owned mbuf; both callers keep off + len within BUF_LEN.
+        unsafe {
+            let old = (*m).data_len;
+            (*m).data_off = off as u16;
+            (*m).data_len = len as u16;
+            (*m).pkt_len = (*m).pkt_len.wrapping_add(len as u32).wrapping_sub(u32::from(old));
+        }
+    }
+
+    /// Rewrites what a client may have scribbled over and a driver relies on: buffer place, counts, links.
+    ///
+    /// `iova` is the buffer's bus address. The frame's span is kept but clamped; segments are cut to this one.
+    #[inline]
+    pub fn scrub(&mut self, pool: &crate::mempool::Pool, iova: u64) {
+        let (off, len) = self.span();
+        let m = self.0.as_ptr();
+        // SAFETY: stores into the header of an mbuf that this process owns.
+        unsafe {
+            (*m).buf_addr = self.buffer().cast();
+            (*m).buf_iova = iova;
+            (*m).data_off = off as u16;
+            (*m).data_len = len as u16;
+            (*m).pkt_len = len as u32;
+            (*m).refcnt = 1;
+            (*m).nb_segs = 1;
+            (*m).buf_len = BUF_LEN as u16;
+            (*m).pool = pool.as_ptr();
+            (*m).next = std::ptr::null_mut();
+            (*m).priv_size = PRIV_LEN as u16;
+        }
+    }
+
+    /// Cuts this segment off the ones behind it and returns the next one's address (unchecked).
+    pub fn unlink(&mut self) -> usize {
+        let next = self.next_address();
+        // SAFETY: stores into the header of an mbuf that this process owns.
+        unsafe {
+            (*self.0.as_ptr()).next = std::ptr::null_mut();
+            (*self.0.as_ptr()).nb_segs = 1;
+        }
+        next
+    }
+
+    /// Starts loading the header into the cache.
+    #[inline]
+    pub fn prefetch_header(address: usize) {
+        prefetch(address as *const u8);
+    }
+
+    /// Starts loading the first cache line of a frame that begins right behind the headroom.
+    #[inline]
+    pub fn prefetch_frame(&self) {
+        prefetch(self.buffer().wrapping_add(HEADROOM));
+    }
+}
+
+/// Starts loading the cache line at `at`.
+#[inline]
+pub fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The client protocol fixes these places: another DPDK that moves them must not attach.
+    #[test]
+    fn the_header_is_laid_out_as_the_protocol_says() {
+        assert_eq!(std::mem::offset_of!(sys::rte_mbuf, buf_addr), 0);
+        assert_eq!(std::mem::offset_of!(sys::rte_mbuf, data_off), 16);
+        assert_eq!(std::mem::offset_of!(sys::rte_mbuf, ol_flags), 24);
+        assert_eq!(std::mem::offset_of!(sys::rte_mbuf, pkt_len), 36);
+        assert_eq!(std::mem::offset_of!(sys::rte_mbuf, data_len), 40);
+        assert_eq!(std::mem::offset_of!(sys::rte_mbuf, next), 64);
+        assert_eq!(CKSUM_PARTIAL, CKSUM_GOOD | sys::RTE_MBUF_F_RX_L4_CKSUM_BAD as u64);
+    }
+}

@@ -1,0 +1,362 @@
+//! Single-producer single-consumer ends of an `rte_ring` whose other end may be hostile.
+//!
+//! The memory is a plain `rte_ring` created with `RING_F_SP_ENQ | RING_F_SC_DEQ`, so a C client can use DPDK's own
+//! functions on its side. This side keeps its index, the mask and the capacity in private memory and takes from the
+//! shared ring nothing but the peer's tail, which it checks: a peer that scribbles over the header can delay or
+//! garble its own ring and nothing else. The peer's tail is read only when the last known one does not suffice, so
+//! a burst costs one shared cache line each way.
+
+use std::mem::offset_of;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use dpdk_sys as sys;
+
+use crate::mbuf::Mbuf;
+
+/// The peer moved its index to where it can't be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the peer's ring index is out of range")]
+pub struct RingCorrupt;
+
+/// Where an `rte_ring` lies and how large it is, as the side that created it knows it.
+#[derive(Debug, Clone, Copy)]
+pub struct RingMemory {
+    base: NonNull<u8>,
+    size: u32,
+}
+
+// SAFETY: a RingMemory is an address with a size; all access through it is atomic or confined to one end.
+unsafe impl Send for RingMemory {}
+// SAFETY: as above.
+unsafe impl Sync for RingMemory {}
+
+impl RingMemory {
+    /// Creates the ring `name` with `size` slots (a power of two, of which `size - 1` are usable).
+    ///
+    /// # Errors
+    /// DPDK's text: the name is taken or too long (28 characters at most), or there is no memory.
+    pub fn create(name: &str, size: u32, socket: i32) -> Result<RingMemory, String> {
+        let c_name = std::ffi::CString::new(name).map_err(|e| e.to_string())?;
+        // SAFETY: a NUL-terminated name and plain numbers; DPDK checks them all.
+        let ring = unsafe {
+            sys::rte_ring_create(
+                c_name.as_ptr(),
+                size,
+                socket,
+                sys::RING_F_SP_ENQ | sys::RING_F_SC_DEQ,
+            )
+        };
+        match NonNull::new(ring) {
+            Some(ring) => Ok(RingMemory {
+                base: ring.cast(),
+                size,
+            }),
+            None => Err(crate::eal::last_error()),
+        }
+    }
+
+    /// A ring of `size` slots at `address`, as the attach reply names it.
+    ///
+    /// # Safety
+    /// An `rte_ring` of that size must lie there, and stay mapped as long as any end made from this value lives.
+    pub unsafe fn at(address: usize, size: u32) -> Option<RingMemory> {
+        if !size.is_power_of_two() || size < 2 {
+            return None;
+        }
+        Some(RingMemory {
+            base: NonNull::new(address as *mut u8)?,
+            size,
+        })
+    }
+
+    /// The ring's address, the same in every process of this DPDK instance.
+    pub fn address(&self) -> usize {
+        self.base.as_ptr() as usize
+    }
+
+    /// Slots of the ring; one of them always stays empty.
+    pub fn size(&self) -> u32 {
+        self.size
+    }
+
+    /// Empties the ring: all four indices become zero. Only while no end of it is in use.
+    pub fn reset(&self) {
+        for index in [
+            self.prod_head(),
+            self.prod_tail(),
+            self.cons_head(),
+            self.cons_tail(),
+        ] {
+            index.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Frees the ring.
+    ///
+    /// # Safety
+    /// Made by [`RingMemory::create`] in this process, and no end of it is in use here or in any client.
+    pub unsafe fn free(self) {
+        // SAFETY: by the contract above.
+        unsafe { sys::rte_ring_free(self.base.as_ptr().cast()) };
+    }
+
+    fn index(&self, offset: usize) -> &AtomicU32 {
+        // SAFETY: `offset` is that of an aligned u32 inside rte_ring, which lies at `base` by construction.
+        unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() }
+    }
+
+    fn prod_head(&self) -> &AtomicU32 {
+        self.index(PROD + offset_of!(sys::rte_ring_headtail, head))
+    }
+
+    fn prod_tail(&self) -> &AtomicU32 {
+        self.index(PROD + offset_of!(sys::rte_ring_headtail, tail))
+    }
+
+    fn cons_head(&self) -> &AtomicU32 {
+        self.index(CONS + offset_of!(sys::rte_ring_headtail, head))
+    }
+
+    fn cons_tail(&self) -> &AtomicU32 {
+        self.index(CONS + offset_of!(sys::rte_ring_headtail, tail))
+    }
+
+    /// Slot of `index`. The table of pointers follows the header directly.
+    fn slot(&self, index: u32) -> *mut usize {
+        let slot = (index & (self.size - 1)) as usize;
+        // SAFETY: masked, so it lies within the table of `size` pointers behind the header.
+        unsafe {
+            self.base
+                .as_ptr()
+                .add(size_of::<sys::rte_ring>())
+                .cast::<usize>()
+                .add(slot)
+        }
+    }
+}
+
+const PROD: usize = offset_of!(sys::rte_ring, __bindgen_anon_1);
+const CONS: usize = offset_of!(sys::rte_ring, __bindgen_anon_2);
+const _: () = assert!(PROD % 64 == 0 && CONS % 64 == 0 && CONS - PROD >= 64);
+const _: () = assert!(size_of::<sys::rte_ring>() % 64 == 0);
+
+/// The producing end. One per ring.
+#[derive(Debug)]
+pub struct Producer {
+    ring: RingMemory,
+    head: u32,
+    peer_tail: u32,
+}
+
+/// The consuming end. One per ring.
+#[derive(Debug)]
+pub struct Consumer {
+    ring: RingMemory,
+    head: u32,
+    peer_tail: u32,
+}
+
+impl Producer {
+    /// The producing end of a ring that is empty and has no other producer.
+    ///
+    /// # Safety
+    /// There is one producer for a ring, and the ring's memory outlives it.
+    pub unsafe fn new(ring: RingMemory) -> Producer {
+        Producer {
+            ring,
+            head: 0,
+            peer_tail: 0,
+        }
+    }
+
+    /// Slots free for at least one more [`Producer::enqueue`].
+    ///
+    /// # Errors
+    /// The consumer's index makes no sense.
+    pub fn free(&mut self) -> Result<usize, RingCorrupt> {
+        self.peer_tail = self.ring.cons_tail().load(Ordering::Acquire);
+        let used = self.head.wrapping_sub(self.peer_tail);
+        let capacity = self.ring.size - 1;
+        if used > capacity {
+            Err(RingCorrupt)
+        } else {
+            Ok((capacity - used) as usize)
+        }
+    }
+
+    /// Puts as many of `mbufs` on the ring as fit, in order; returns how many. Those now belong to the peer.
+    ///
+    /// # Errors
+    /// The consumer's index makes no sense; nothing was put.
+    pub fn enqueue(&mut self, mbufs: &[Mbuf]) -> Result<usize, RingCorrupt> {
+        let capacity = self.ring.size - 1;
+        let mut free = capacity - self.head.wrapping_sub(self.peer_tail);
+        if (free as usize) < mbufs.len() {
+            free = self.free()? as u32;
+        }
+        let n = (free as usize).min(mbufs.len());
+        for (i, mbuf) in mbufs[..n].iter().enumerate() {
+            // SAFETY: `slot` stays inside the table, and slots between the peer's tail and ours are this end's.
+            unsafe {
+                self.ring
+                    .slot(self.head.wrapping_add(i as u32))
+                    .write_volatile(mbuf.address())
+            };
+        }
+        self.head = self.head.wrapping_add(n as u32);
+        self.ring.prod_head().store(self.head, Ordering::Relaxed);
+        self.ring.prod_tail().store(self.head, Ordering::Release);
+        Ok(n)
+    }
+}
+
+impl Consumer {
+    /// The consuming end of a ring that is empty and has no other consumer.
+    ///
+    /// # Safety
+    /// There is one consumer for a ring, and the ring's memory outlives it.
+    pub unsafe fn new(ring: RingMemory) -> Consumer {
+        Consumer {
+            ring,
+            head: 0,
+            peer_tail: 0,
+        }
+    }
+
+    /// Entries that wait now.
+    ///
+    /// # Errors
+    /// The producer's index makes no sense.
+    pub fn available(&mut self) -> Result<usize, RingCorrupt> {
+        self.peer_tail = self.ring.prod_tail().load(Ordering::Acquire);
+        let used = self.peer_tail.wrapping_sub(self.head);
+        if used > self.ring.size - 1 {
+            Err(RingCorrupt)
+        } else {
+            Ok(used as usize)
+        }
+    }
+
+    /// Takes up to `out.len()` entries; returns how many. An entry is whatever the peer wrote: check it before use.
+    ///
+    /// # Errors
+    /// The producer's index makes no sense; nothing was taken.
+    pub fn dequeue(&mut self, out: &mut [usize]) -> Result<usize, RingCorrupt> {
+        let mut ready = self.peer_tail.wrapping_sub(self.head) as usize;
+        if ready < out.len() {
+            ready = self.available()?;
+        }
+        let n = ready.min(out.len());
+        if n == 0 {
+            return Ok(0);
+        }
+        for (i, entry) in out[..n].iter_mut().enumerate() {
+            // SAFETY: `slot` stays inside the table; a volatile read, since the peer may write it all the time.
+            *entry = unsafe { self.ring.slot(self.head.wrapping_add(i as u32)).read_volatile() };
+        }
+        self.head = self.head.wrapping_add(n as u32);
+        self.ring.cons_head().store(self.head, Ordering::Relaxed);
+        self.ring.cons_tail().store(self.head, Ordering::Release);
+        Ok(n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::VecDeque;
+
+    /// A ring in ordinary memory, laid out as DPDK lays it out.
+    struct Owned {
+        memory: RingMemory,
+        layout: std::alloc::Layout,
+    }
+
+    impl Owned {
+        fn new(size: u32) -> Owned {
+            let bytes = size_of::<sys::rte_ring>() + size as usize * 8;
+            let layout = std::alloc::Layout::from_size_align(bytes, 64).unwrap();
+            // SAFETY: a non-zero size; freed with the same layout on drop.
+            let base = NonNull::new(unsafe { std::alloc::alloc_zeroed(layout) }).unwrap();
+            // SAFETY: rte_ring_init writes the header of a ring of `size` slots into memory that is large enough.
+            let rc = unsafe {
+                sys::rte_ring_init(
+                    base.as_ptr().cast(),
+                    c"t".as_ptr(),
+                    size,
+                    sys::RING_F_SP_ENQ | sys::RING_F_SC_DEQ,
+                )
+            };
+            assert_eq!(rc, 0);
+            Owned {
+                memory: RingMemory { base, size },
+                layout,
+            }
+        }
+    }
+
+    impl Drop for Owned {
+        fn drop(&mut self) {
+            // SAFETY: allocated in `new` with this layout.
+            unsafe { std::alloc::dealloc(self.memory.base.as_ptr(), self.layout) };
+        }
+    }
+
+    fn fake(n: usize) -> Mbuf {
+        // SAFETY: never dereferenced; the ring moves addresses only.
+        unsafe { Mbuf::from_address(n * 64).unwrap() }
+    }
+
+    proptest! {
+        /// Against a queue: order kept, nothing lost, nothing twice, never more than the capacity.
+        #[test]
+        fn behaves_as_a_bounded_queue(ops in proptest::collection::vec((any::<bool>(), 1usize..40), 1..200)) {
+            let ring = Owned::new(32);
+            // SAFETY: one end each, dropped before the ring.
+            let (mut p, mut c) = unsafe { (Producer::new(ring.memory), Consumer::new(ring.memory)) };
+            let mut model = VecDeque::new();
+            let mut next = 1;
+            for (put, n) in ops {
+                if put {
+                    let batch: Vec<Mbuf> = (next..next + n).map(fake).collect();
+                    let done = p.enqueue(&batch).unwrap();
+                    prop_assert_eq!(done, n.min(31 - model.len()));
+                    model.extend((next..next + done).map(|i| i * 64));
+                    next += done;
+                } else {
+                    let mut out = vec![0; n];
+                    let done = c.dequeue(&mut out).unwrap();
+                    prop_assert_eq!(done, n.min(model.len()));
+                    for got in &out[..done] {
+                        prop_assert_eq!(Some(*got), model.pop_front());
+                    }
+                }
+                // SAFETY: DPDK's own view of the same ring.
+                let seen = unsafe { sys::rte_ring_count(ring.memory.base.as_ptr().cast()) } as usize;
+                prop_assert_eq!(seen, model.len());
+            }
+        }
+
+        /// Whatever the peer writes into its index, this end reports it or stays inside the ring.
+        #[test]
+        fn a_lying_peer_is_found(tail in any::<u32>()) {
+            let ring = Owned::new(32);
+            // SAFETY: one end each, dropped before the ring.
+            let (mut p, mut c) = unsafe { (Producer::new(ring.memory), Consumer::new(ring.memory)) };
+            ring.memory.prod_tail().store(tail, Ordering::Relaxed);
+            let mut out = [0; 64];
+            match c.dequeue(&mut out) {
+                Ok(n) => prop_assert!(n <= 31 && n == tail as usize),
+                Err(RingCorrupt) => prop_assert!(tail > 31),
+            }
+            ring.memory.cons_tail().store(tail, Ordering::Relaxed);
+            let batch: Vec<Mbuf> = (1..40).map(fake).collect();
+            match p.enqueue(&batch) {
+                Ok(n) => prop_assert!(n <= 31),
+                Err(RingCorrupt) => prop_assert!(0u32.wrapping_sub(tail) > 31),
+            }
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! The reader's side of the stats segment: any process, no DPDK, never in the switch's way.
+
+use std::ptr::NonNull;
+use std::sync::atomic::{Ordering, fence};
+
+use shared_memory::{Shmem, ShmemConf};
+
+use super::layout::{self, Counter, Layout, MAX_PORTS, PortEntry};
+use super::{PortInfo, StatsError, segment_name};
+
+/// A mapped segment.
+pub struct Reader {
+    layout: NonNull<Layout>,
+    _memory: Shmem,
+}
+
+/// All counters at one moment (each one exact; together as consistent as a running switch allows).
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    /// Process id of the switch.
+    pub pid: u32,
+    pub tsc_hz: u64,
+    /// Unix times in seconds.
+    pub started: u64,
+    pub updated: u64,
+    pub pool_size: u64,
+    pub pool_free: u64,
+    pub ports: Vec<PortSnapshot>,
+    pub threads: Vec<ThreadSnapshot>,
+}
+
+/// A port and its counters, summed over the threads.
+#[derive(Debug, Clone)]
+pub struct PortSnapshot {
+    pub info: PortInfo,
+    counters: Vec<u64>,
+}
+
+/// A thread's own counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ThreadSnapshot {
+    pub cpu: Option<usize>,
+    pub busy_cycles: u64,
+    pub idle_cycles: u64,
+    pub packets: u64,
+    pub bursts: u64,
+    pub sleeps: u64,
+}
+
+impl PortSnapshot {
+    /// One counter.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.counters[counter as usize]
+    }
+
+    /// Frames lost on the way in (`rx`) or out.
+    pub fn dropped(&self, rx: bool) -> u64 {
+        Counter::ALL
+            .iter()
+            .filter(|c| c.is_drop() && c.name().starts_with("rx_") == rx && !c.name().starts_with("guest_"))
+            .map(|&c| self.get(c))
+            .sum()
+    }
+}
+
+impl Reader {
+    /// Opens the segment of the switch with EAL file prefix `prefix`.
+    ///
+    /// # Errors
+    /// No switch runs under that prefix, there is no right to read, or it is of another layout version.
+    pub fn open(prefix: &str) -> Result<Reader, StatsError> {
+        let name = segment_name(prefix);
+        let fault = |why: String| StatsError::Map {
+            name: name.clone(),
+            why,
+        };
+        let memory = ShmemConf::new()
+            .os_id(&name)
+            .open()
+            .map_err(|e| fault(e.to_string()))?;
+        if memory.len() < size_of::<Layout>() {
+            return Err(fault(format!("{} bytes are too few", memory.len())));
+        }
+        let layout =
+            NonNull::new(memory.as_ptr().cast::<Layout>()).ok_or_else(|| fault("not mapped".into()))?;
+        let reader = Reader {
+            layout,
+            _memory: memory,
+        };
+        let header = &reader.layout().header;
+        if header.magic.load(Ordering::Acquire) != layout::MAGIC {
+            return Err(fault("it is no stats segment, or not ready yet".into()));
+        }
+        let found = header.version.load(Ordering::Relaxed);
+        if found != layout::VERSION {
+            return Err(StatsError::Version {
+                name,
+                found,
+                expected: layout::VERSION,
+            });
+        }
+        Ok(reader)
+    }
+
+    fn layout(&self) -> &Layout {
+        // SAFETY: mapped with at least this size; what changes is atomic, or copied under the sequence lock.
+        unsafe { self.layout.as_ref() }
+    }
+
+    /// Reads everything.
+    ///
+    /// # Errors
+    /// The directory of ports did not stand still for one copy in a thousand tries.
+    pub fn snapshot(&self) -> Result<Snapshot, StatsError> {
+        let layout = self.layout();
+        let header = &layout.header;
+        let entries = self.entries()?;
+        let threads = header.threads.load(Ordering::Relaxed) as usize;
+        let ports = entries
+            .into_iter()
+            .map(|(index, entry)| PortSnapshot {
+                info: PortInfo {
+                    name: layout::unpack(&entry.name),
+                    bridge: layout::unpack(&entry.bridge),
+                    ofport: entry.ofport,
+                    id: (entry.id != u32::MAX).then_some(entry.id),
+                    link: entry.link != 0,
+                },
+                counters: Counter::ALL
+                    .iter()
+                    .map(|&c| {
+                        layout.counters[index]
+                            .iter()
+                            .map(|t| t.0[c as usize].load(Ordering::Relaxed))
+                            .sum()
+                    })
+                    .collect(),
+            })
+            .collect();
+        let threads = layout.threads.iter().take(threads).map(|t| ThreadSnapshot {
+            cpu: (t.cpu.load(Ordering::Relaxed) as usize).checked_sub(1),
+            busy_cycles: t.busy_cycles.load(Ordering::Relaxed),
+            idle_cycles: t.idle_cycles.load(Ordering::Relaxed),
+            packets: t.packets.load(Ordering::Relaxed),
+            bursts: t.bursts.load(Ordering::Relaxed),
+            sleeps: t.sleeps.load(Ordering::Relaxed),
+        });
+        Ok(Snapshot {
+            pid: header.pid.load(Ordering::Relaxed),
+            tsc_hz: header.tsc_hz.load(Ordering::Relaxed),
+            started: header.started.load(Ordering::Relaxed),
+            updated: header.updated.load(Ordering::Relaxed),
+            pool_size: header.pool_size.load(Ordering::Relaxed),
+            pool_free: header.pool_free.load(Ordering::Relaxed),
+            ports,
+            threads: threads.collect(),
+        })
+    }
+
+    /// The ports in use with their indices, copied while nobody wrote.
+    fn entries(&self) -> Result<Vec<(usize, PortEntry)>, StatsError> {
+        let sequence = &self.layout().header.sequence;
+        for _ in 0..1000 {
+            let before = sequence.load(Ordering::Acquire);
+            if before % 2 == 1 {
+                std::thread::yield_now();
+                continue;
+            }
+            let mut entries = Vec::new();
+            for index in 0..MAX_PORTS {
+                // SAFETY: inside the mapping; plain integers and bytes, so that a torn copy is only wrong, and
+                // thrown away by the check below.
+                let entry = unsafe { (&raw const (*self.layout.as_ptr()).ports[index]).read_volatile() };
+                if entry.used == 1 {
+                    entries.push((index, entry));
+                }
+            }
+            fence(Ordering::Acquire);
+            if sequence.load(Ordering::Relaxed) == before {
+                return Ok(entries);
+            }
+        }
+        Err(StatsError::Busy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{PortBlock, Segment};
+    use super::*;
+
+    #[test]
+    fn a_reader_sees_what_the_threads_count() {
+        let prefix = format!("vswitch-stats-test-{}", std::process::id());
+        let mut segment = Segment::create(&prefix, 1000).unwrap();
+        let info = PortInfo {
+            name: "ovs_dpdk_1".into(),
+            bridge: "br0".into(),
+            ofport: 1,
+            id: Some(1),
+            link: true,
+        };
+        segment.set_port(3, Some(&info));
+        segment.set_threads(2);
+        // SAFETY: both dropped before the segment, one writer each.
+        let (a, b) = unsafe { (PortBlock::new(&segment, 0), PortBlock::new(&segment, 1)) };
+        a.add(3, Counter::RxPackets, 5);
+        b.add(3, Counter::RxPackets, 7);
+        b.add(3, Counter::RxDropVlan, 2);
+        b.thread().burst(7, 700);
+
+        let reader = Reader::open(&prefix).unwrap();
+        let seen = reader.snapshot().unwrap();
+        assert_eq!(seen.ports.len(), 1);
+        assert_eq!(seen.ports[0].info, info);
+        assert_eq!(seen.ports[0].get(Counter::RxPackets), 12);
+        assert_eq!(
+            (seen.ports[0].dropped(true), seen.ports[0].dropped(false)),
+            (2, 0)
+        );
+        assert_eq!((seen.threads[1].packets, seen.threads[1].busy_cycles), (7, 700));
+
+        segment.set_port(3, None);
+        assert!(reader.snapshot().unwrap().ports.is_empty());
+        drop(segment);
+        assert!(Reader::open(&prefix).is_err());
+    }
+
+    #[test]
+    fn a_second_segment_replaces_a_dead_ones() {
+        let prefix = format!("vswitch-stats-stale-{}", std::process::id());
+        std::mem::forget(Segment::create(&prefix, 1).unwrap());
+        let segment = Segment::create(&prefix, 2).unwrap();
+        assert_eq!(Reader::open(&prefix).unwrap().snapshot().unwrap().tsc_hz, 2);
+        drop(segment);
+    }
+}

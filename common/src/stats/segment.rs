@@ -1,0 +1,246 @@
+//! The switch's side of the stats segment.
+
+use std::fmt;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use shared_memory::{Shmem, ShmemConf, ShmemError};
+
+use super::layout::{self, Counter, Layout, MAX_PORTS, MAX_THREADS, PortEntry};
+use super::{StatsError, segment_name};
+
+/// The segment, owned by the switch and removed with it.
+pub struct Segment {
+    layout: NonNull<Layout>,
+    /// Owns the mapping and, at its end, the name.
+    _memory: Shmem,
+}
+
+// SAFETY: counters are atomics; port entries are written through `&mut self` only.
+unsafe impl Send for Segment {}
+// SAFETY: as above.
+unsafe impl Sync for Segment {}
+
+impl fmt::Debug for Segment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Segment").finish_non_exhaustive()
+    }
+}
+
+/// What a reader learns of a port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortInfo {
+    pub name: String,
+    pub bridge: String,
+    pub ofport: u32,
+    /// Client ring port number or DPDK port id.
+    pub id: Option<u32>,
+    pub link: bool,
+}
+
+impl Segment {
+    /// Makes the segment of the switch with EAL file prefix `prefix`, in place of a dead switch's.
+    ///
+    /// # Errors
+    /// There is no memory, or no right to create it.
+    pub fn create(prefix: &str, tsc_hz: u64) -> Result<Segment, StatsError> {
+        let name = segment_name(prefix);
+        let conf = || ShmemConf::new().size(size_of::<Layout>()).os_id(&name);
+        let memory = match conf().create() {
+            Err(ShmemError::MappingIdExists) => {
+                // The run-time directory's lock was ours before this call, so its former owner is dead.
+                let _ = nix::sys::mman::shm_unlink(name.as_str());
+                conf().create()
+            }
+            other => other,
+        };
+        let memory = memory.map_err(|e| StatsError::Map {
+            name: name.clone(),
+            why: e.to_string(),
+        })?;
+        let layout = NonNull::new(memory.as_ptr().cast::<Layout>())
+            .filter(|p| p.is_aligned())
+            .ok_or_else(|| StatsError::Map {
+                name,
+                why: "mapped at no usable address".into(),
+            })?;
+        let segment = Segment {
+            layout,
+            _memory: memory,
+        };
+        let header = &segment.layout().header;
+        header.version.store(layout::VERSION, Ordering::Relaxed);
+        header.pid.store(std::process::id(), Ordering::Relaxed);
+        header.max_ports.store(MAX_PORTS as u32, Ordering::Relaxed);
+        header.max_threads.store(MAX_THREADS as u32, Ordering::Relaxed);
+        header.tsc_hz.store(tsc_hz, Ordering::Relaxed);
+        header.started.store(now(), Ordering::Relaxed);
+        header.magic.store(layout::MAGIC, Ordering::Release);
+        Ok(segment)
+    }
+
+    fn layout(&self) -> &Layout {
+        // SAFETY: mapped and zero-initialised at creation, which is valid for every field; others only read it.
+        unsafe { self.layout.as_ref() }
+    }
+
+    /// Puts port `index` into the directory, or takes it out; counters of a new port start at zero.
+    pub fn set_port(&mut self, index: usize, info: Option<&PortInfo>) {
+        let entry = match info {
+            None => PortEntry {
+                used: 0,
+                ofport: 0,
+                id: 0,
+                link: 0,
+                name: [0; _],
+                bridge: [0; _],
+                reserved: [0; _],
+            },
+            Some(info) => PortEntry {
+                used: 1,
+                ofport: info.ofport,
+                id: info.id.unwrap_or(u32::MAX),
+                link: info.link.into(),
+                name: layout::pack(&info.name),
+                bridge: layout::pack(&info.bridge),
+                reserved: [0; _],
+            },
+        };
+        let sequence = &self.layout().header.sequence;
+        sequence.fetch_add(1, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        // SAFETY: index-checked place inside the mapping; `&mut self` makes this the only writer, and readers
+        // of other processes copy it volatile and retry by the sequence number.
+        unsafe { (&raw mut (*self.layout.as_ptr()).ports[index]).write_volatile(entry) };
+        fence(Ordering::SeqCst);
+        self.layout().header.sequence.fetch_add(1, Ordering::Release);
+    }
+
+    /// Zeroes the counters of port `index`, of all threads. Only while no thread counts it.
+    pub fn clear_port(&self, index: usize) {
+        for thread in &self.layout().counters[index] {
+            for counter in &thread.0 {
+                counter.store(0, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// The total of one of port `index`'s counters.
+    pub fn total(&self, index: usize, counter: Counter) -> u64 {
+        self.layout().counters[index]
+            .iter()
+            .map(|t| t.0[counter as usize].load(Ordering::Relaxed))
+            .sum()
+    }
+
+    /// Publishes the pool's fill and the time of the look.
+    pub fn set_pool(&self, size: u64, free: u64) {
+        let header = &self.layout().header;
+        header.pool_size.store(size, Ordering::Relaxed);
+        header.pool_free.store(free, Ordering::Relaxed);
+        header.updated.store(now(), Ordering::Relaxed);
+    }
+
+    /// Publishes how many threads count.
+    pub fn set_threads(&self, threads: usize) {
+        self.layout()
+            .header
+            .threads
+            .store(threads as u32, Ordering::Relaxed);
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |d| d.as_secs())
+}
+
+/// Adds without a locked instruction: a counter block has one writer.
+#[inline]
+fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+}
+
+/// The counter blocks that one thread writes, all ports'.
+#[derive(Debug)]
+pub struct PortBlock {
+    segment: NonNull<Layout>,
+    thread: usize,
+}
+
+// SAFETY: only atomics are reached through it.
+unsafe impl Send for PortBlock {}
+
+impl PortBlock {
+    /// The blocks of thread `thread`.
+    ///
+    /// # Panics
+    /// If there is no such thread number.
+    ///
+    /// # Safety
+    /// The segment outlives it, and no other thread counts under this number.
+    pub unsafe fn new(segment: &Segment, thread: usize) -> PortBlock {
+        assert!(thread < MAX_THREADS);
+        PortBlock {
+            segment: segment.layout,
+            thread,
+        }
+    }
+
+    /// Adds `n` to `counter` of port `index`.
+    #[inline]
+    pub fn add(&self, index: usize, counter: Counter, n: u64) {
+        // SAFETY: the mapping outlives `self` by the contract of `new`; only atomics are touched.
+        let layout = unsafe { self.segment.as_ref() };
+        add(&layout.counters[index][self.thread].0[counter as usize], n);
+    }
+
+    /// Sets `counter` of port `index`, for what somebody else counts and this thread mirrors.
+    #[inline]
+    pub fn set(&self, index: usize, counter: Counter, n: u64) {
+        // SAFETY: as in `add`.
+        let layout = unsafe { self.segment.as_ref() };
+        layout.counters[index][self.thread].0[counter as usize].store(n, Ordering::Relaxed);
+    }
+
+    /// What the thread does itself.
+    pub fn thread(&self) -> ThreadBlock<'_> {
+        // SAFETY: as in `add`.
+        let layout = unsafe { self.segment.as_ref() };
+        ThreadBlock(&layout.threads[self.thread])
+    }
+}
+
+/// A thread's own counters.
+#[derive(Debug, Clone, Copy)]
+pub struct ThreadBlock<'a>(&'a layout::ThreadStats);
+
+impl ThreadBlock<'_> {
+    /// A burst of `packets` frames that took `cycles`.
+    #[inline]
+    pub fn burst(&self, packets: u64, cycles: u64) {
+        add(&self.0.packets, packets);
+        add(&self.0.bursts, 1);
+        add(&self.0.busy_cycles, cycles);
+    }
+
+    /// Polls that found nothing, in all `cycles`.
+    #[inline]
+    pub fn idle(&self, cycles: u64) {
+        add(&self.0.idle_cycles, cycles);
+    }
+
+    /// Went to sleep once.
+    pub fn sleep(&self) {
+        add(&self.0.sleeps, 1);
+    }
+
+    /// The CPU it is pinned to.
+    pub fn set_cpu(&self, cpu: Option<usize>) {
+        self.0
+            .cpu
+            .store(cpu.map_or(0, |c| c as u64 + 1), Ordering::Relaxed);
+    }
+}
