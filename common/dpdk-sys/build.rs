@@ -40,6 +40,7 @@ const VARS: &[&str] = &[
     "RTE_MBUF_F_.*",
     "RTE_ETH_.*",
     "RTE_MAX_LCORE",
+    "RTE_MAX_ETHPORTS",
     "RTE_PKTMBUF_HEADROOM",
     "RING_F_.*",
     "RTE_VER_.*",

@@ -200,6 +200,16 @@ impl Mbuf {
         unsafe { (*self.0.as_ptr()).ol_flags = flags };
     }
 
+    /// Keeps of a driver's receive flags only whether it found the checksum good.
+    #[inline]
+    pub fn normalize_received(&mut self) {
+        // SAFETY: a load and a store in the header of an mbuf that this process owns.
+        unsafe {
+            let flags = (*self.0.as_ptr()).ol_flags & CKSUM_PARTIAL;
+            (*self.0.as_ptr()).ol_flags = if flags == CKSUM_GOOD { CKSUM_GOOD } else { 0 };
+        }
+    }
+
     /// Segments of the frame, from the first one's header.
     #[inline]
     pub fn segment_count(&self) -> usize {

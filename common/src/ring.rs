@@ -138,8 +138,8 @@ impl RingMemory {
 
 const PROD: usize = offset_of!(sys::rte_ring, __bindgen_anon_1);
 const CONS: usize = offset_of!(sys::rte_ring, __bindgen_anon_2);
-const _: () = assert!(PROD % 64 == 0 && CONS % 64 == 0 && CONS - PROD >= 64);
-const _: () = assert!(size_of::<sys::rte_ring>() % 64 == 0);
+const _: () = assert!(PROD.is_multiple_of(64) && CONS.is_multiple_of(64) && CONS - PROD >= 64);
+const _: () = assert!(size_of::<sys::rte_ring>().is_multiple_of(64));
 
 /// The producing end. One per ring.
 #[derive(Debug)]

@@ -71,7 +71,7 @@ impl ControlRef {
     /// # Safety
     /// A `QueueControl` lies there and stays mapped as long as this value or a copy lives.
     pub unsafe fn at(address: usize) -> Option<ControlRef> {
-        if address % align_of::<QueueControl>() != 0 {
+        if !address.is_multiple_of(align_of::<QueueControl>()) {
             return None;
         }
         NonNull::new(address as *mut QueueControl).map(ControlRef)

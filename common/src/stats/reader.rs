@@ -188,11 +188,12 @@ impl Reader {
 mod tests {
     use super::super::{PortBlock, Segment};
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn a_reader_sees_what_the_threads_count() {
         let prefix = format!("vswitch-stats-test-{}", std::process::id());
-        let mut segment = Segment::create(&prefix, 1000).unwrap();
+        let segment = Arc::new(Segment::create(&prefix, 1000).unwrap());
         let info = PortInfo {
             name: "ovs_dpdk_1".into(),
             bridge: "br0".into(),
@@ -202,8 +203,11 @@ mod tests {
         };
         segment.set_port(3, Some(&info));
         segment.set_threads(2);
-        // SAFETY: both dropped before the segment, one writer each.
-        let (a, b) = unsafe { (PortBlock::new(&segment, 0), PortBlock::new(&segment, 1)) };
+        let (a, b) = (
+            PortBlock::claim(&segment, 0).unwrap(),
+            PortBlock::claim(&segment, 1).unwrap(),
+        );
+        assert!(PortBlock::claim(&segment, 1).is_none());
         a.add(3, Counter::RxPackets, 5);
         b.add(3, Counter::RxPackets, 7);
         b.add(3, Counter::RxDropVlan, 2);
@@ -222,7 +226,7 @@ mod tests {
 
         segment.set_port(3, None);
         assert!(reader.snapshot().unwrap().ports.is_empty());
-        drop(segment);
+        drop((a, b, segment));
         assert!(Reader::open(&prefix).is_err());
     }
 

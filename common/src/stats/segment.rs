@@ -2,7 +2,8 @@
 
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shared_memory::{Shmem, ShmemConf, ShmemError};
@@ -13,11 +14,15 @@ use super::{StatsError, segment_name};
 /// The segment, owned by the switch and removed with it.
 pub struct Segment {
     layout: NonNull<Layout>,
+    /// Held while a port entry is written.
+    directory: Mutex<()>,
+    /// Which thread numbers have a writer.
+    claimed: [AtomicBool; MAX_THREADS],
     /// Owns the mapping and, at its end, the name.
     _memory: Shmem,
 }
 
-// SAFETY: counters are atomics; port entries are written through `&mut self` only.
+// SAFETY: counters are atomics; port entries are written under the lock only.
 unsafe impl Send for Segment {}
 // SAFETY: as above.
 unsafe impl Sync for Segment {}
@@ -67,6 +72,8 @@ impl Segment {
             })?;
         let segment = Segment {
             layout,
+            directory: Mutex::new(()),
+            claimed: Default::default(),
             _memory: memory,
         };
         let header = &segment.layout().header;
@@ -86,7 +93,7 @@ impl Segment {
     }
 
     /// Puts port `index` into the directory, or takes it out; counters of a new port start at zero.
-    pub fn set_port(&mut self, index: usize, info: Option<&PortInfo>) {
+    pub fn set_port(&self, index: usize, info: Option<&PortInfo>) {
         let entry = match info {
             None => PortEntry {
                 used: 0,
@@ -107,11 +114,13 @@ impl Segment {
                 reserved: [0; _],
             },
         };
+        assert!(index < MAX_PORTS, "port index {index} of {MAX_PORTS}");
+        let _writing = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
         let sequence = &self.layout().header.sequence;
         sequence.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::SeqCst);
-        // SAFETY: index-checked place inside the mapping; `&mut self` makes this the only writer, and readers
-        // of other processes copy it volatile and retry by the sequence number.
+        // SAFETY: index-checked place inside the mapping; the lock makes this the only writer, and readers of
+        //  other processes copy it volatile and retry by the sequence number.
         unsafe { (&raw mut (*self.layout.as_ptr()).ports[index]).write_volatile(entry) };
         fence(Ordering::SeqCst);
         self.layout().header.sequence.fetch_add(1, Ordering::Release);
@@ -166,50 +175,47 @@ fn add(counter: &AtomicU64, n: u64) {
 /// The counter blocks that one thread writes, all ports'.
 #[derive(Debug)]
 pub struct PortBlock {
-    segment: NonNull<Layout>,
+    segment: Arc<Segment>,
     thread: usize,
 }
 
-// SAFETY: only atomics are reached through it.
-unsafe impl Send for PortBlock {}
-
 impl PortBlock {
-    /// The blocks of thread `thread`.
+    /// The blocks of thread `thread`; `None` where another one counts under this number.
     ///
     /// # Panics
     /// If there is no such thread number.
-    ///
-    /// # Safety
-    /// The segment outlives it, and no other thread counts under this number.
-    pub unsafe fn new(segment: &Segment, thread: usize) -> PortBlock {
-        assert!(thread < MAX_THREADS);
-        PortBlock {
-            segment: segment.layout,
+    pub fn claim(segment: &Arc<Segment>, thread: usize) -> Option<PortBlock> {
+        let free = !segment.claimed[thread].swap(true, Ordering::AcqRel);
+        free.then(|| PortBlock {
+            segment: segment.clone(),
             thread,
-        }
+        })
     }
 
     /// Adds `n` to `counter` of port `index`.
     #[inline]
     pub fn add(&self, index: usize, counter: Counter, n: u64) {
-        // SAFETY: the mapping outlives `self` by the contract of `new`; only atomics are touched.
-        let layout = unsafe { self.segment.as_ref() };
-        add(&layout.counters[index][self.thread].0[counter as usize], n);
+        add(
+            &self.segment.layout().counters[index][self.thread].0[counter as usize],
+            n,
+        );
     }
 
     /// Sets `counter` of port `index`, for what somebody else counts and this thread mirrors.
     #[inline]
     pub fn set(&self, index: usize, counter: Counter, n: u64) {
-        // SAFETY: as in `add`.
-        let layout = unsafe { self.segment.as_ref() };
-        layout.counters[index][self.thread].0[counter as usize].store(n, Ordering::Relaxed);
+        self.segment.layout().counters[index][self.thread].0[counter as usize].store(n, Ordering::Relaxed);
     }
 
     /// What the thread does itself.
     pub fn thread(&self) -> ThreadBlock<'_> {
-        // SAFETY: as in `add`.
-        let layout = unsafe { self.segment.as_ref() };
-        ThreadBlock(&layout.threads[self.thread])
+        ThreadBlock(&self.segment.layout().threads[self.thread])
+    }
+}
+
+impl Drop for PortBlock {
+    fn drop(&mut self) {
+        self.segment.claimed[self.thread].store(false, Ordering::Release);
     }
 }
 
