@@ -1,0 +1,113 @@
+//! What the database asks of the switch: a plain snapshot of the rows that matter.
+//!
+//! Every list is sorted by name, so that equal databases give equal values whatever the order in which rows arrived.
+//! A value outside its range (only possible with a foreign schema) counts as not set.
+
+use crate::{MacAddr, Uuid};
+use std::collections::BTreeMap;
+
+/// The whole configuration (table `Open_vSwitch` and what it reaches).
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct SwitchConfig {
+    /// `other_config`: `dpdk-extra`, `dpdk-socket-mem`, `pmd-cpu-mask`, `stats-update-interval`, ...
+    pub other_config: BTreeMap<String, String>,
+    /// `next_cfg`: publish it as [`crate::status::Status::cur_cfg`] once this configuration is in force.
+    pub next_cfg: i64,
+    pub bridges: Vec<BridgeConfig>,
+}
+
+/// One bridge (table `Bridge`).
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct BridgeConfig {
+    pub uuid: Uuid,
+    pub name: String,
+    /// As written by the user: `""`, `dpdk`, `netdev`, `system`, ...
+    pub datapath_type: String,
+    pub other_config: BTreeMap<String, String>,
+    pub fail_mode: Option<FailMode>,
+    /// OpenFlow versions allowed (`OpenFlow10`, ...); empty: the default set.
+    pub protocols: Vec<String>,
+    /// Sorted by target.
+    pub controllers: Vec<ControllerConfig>,
+    pub ports: Vec<PortConfig>,
+}
+
+/// What a bridge does while no controller is connected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailMode {
+    Standalone,
+    Secure,
+}
+
+/// One OpenFlow controller (table `Controller`).
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct ControllerConfig {
+    pub uuid: Uuid,
+    /// `tcp:HOST:PORT`, `unix:PATH`, `ptcp:PORT`, `punix:PATH`, ...
+    pub target: String,
+    /// Milliseconds between connection attempts at most; `None`: the default.
+    pub max_backoff: Option<i64>,
+    /// Milliseconds of silence before a probe is sent; 0 turns probes off.
+    pub inactivity_probe: Option<i64>,
+    pub other_config: BTreeMap<String, String>,
+}
+
+/// One port (table `Port`): VLAN settings, and one interface or several of a bond.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct PortConfig {
+    pub uuid: Uuid,
+    pub name: String,
+    /// Access or native VLAN, 0..=4095.
+    pub tag: Option<u16>,
+    /// VLANs carried, ascending; empty: all.
+    pub trunks: Vec<u16>,
+    pub vlan_mode: Option<VlanMode>,
+    pub other_config: BTreeMap<String, String>,
+    pub interfaces: Vec<InterfaceConfig>,
+}
+
+/// `Port.vlan_mode`. When it is not set, a port with a `tag` is an access port, one without a trunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VlanMode {
+    Access,
+    Trunk,
+    NativeTagged,
+    NativeUntagged,
+    Dot1qTunnel,
+}
+
+/// One interface (table `Interface`).
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct InterfaceConfig {
+    pub uuid: Uuid,
+    pub name: String,
+    /// The `type` column: `""`, `internal`, `dpdk`, `dpdkr`, `tap`, ...
+    pub kind: String,
+    pub options: BTreeMap<String, String>,
+    /// Address asked for; a column that holds no Ethernet address counts as not set.
+    pub mac: Option<MacAddr>,
+    /// Bytes.
+    pub mtu_request: Option<i64>,
+    /// 1..=65279.
+    pub ofport_request: Option<u16>,
+    pub other_config: BTreeMap<String, String>,
+    /// kbit/s; 0: no limit.
+    pub ingress_policing_rate: i64,
+    /// kbit; 0: the default.
+    pub ingress_policing_burst: i64,
+    /// Thousand packets/s; 0: no limit.
+    pub ingress_policing_kpkts_rate: i64,
+    /// Thousand packets; 0: the default.
+    pub ingress_policing_kpkts_burst: i64,
+}
+
+impl SwitchConfig {
+    /// Every interface of every bridge.
+    pub fn interfaces(&self) -> impl Iterator<Item = (&BridgeConfig, &PortConfig, &InterfaceConfig)> {
+        self.bridges.iter().flat_map(|b| {
+            b.ports
+                .iter()
+                .flat_map(move |p| p.interfaces.iter().map(move |i| (b, p, i)))
+        })
+    }
+}

@@ -1,0 +1,112 @@
+//! The `log` back end: OVS's line format on standard error and in a file.
+
+use super::levels::Levels;
+use super::spec::{Destination, level_name};
+use log::{Log, Metadata, Record, SetLoggerError};
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Writes the lines that [`Levels`] lets through, as `2026-01-02T03:04:05.678Z|module|INFO|text`.
+#[derive(Debug)]
+pub struct Logger {
+    levels: Levels,
+}
+
+impl Logger {
+    pub fn new(levels: Levels) -> Self {
+        Logger { levels }
+    }
+
+    /// Makes this the process's logger.
+    pub fn install(levels: Levels) -> Result<(), SetLoggerError> {
+        let max = levels.max();
+        log::set_boxed_logger(Box::new(Logger::new(levels)))?;
+        log::set_max_level(max);
+        Ok(())
+    }
+}
+
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= log::max_level()
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        let module = module_of(record.target());
+        let level = record.level();
+        let mut table = self.levels.lock();
+        let console = level <= table.level(module, Destination::Console);
+        let file = level <= table.level(module, Destination::File) && table.file.is_some();
+        if !console && !file {
+            return;
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let mut line = utc(now.as_secs());
+        let name = level_name(level.to_level_filter());
+        let _ = writeln!(
+            line,
+            ".{:03}Z|{module}|{name}|{}",
+            now.subsec_millis(),
+            record.args()
+        );
+        // A log that cannot be written must not stop the switch.
+        if let Some(out) = table.file.as_mut().filter(|_| file) {
+            let _ = out.write_all(line.as_bytes());
+        }
+        drop(table);
+        if console {
+            let _ = std::io::stderr().lock().write_all(line.as_bytes());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// The module a log target belongs to.
+fn module_of(target: &str) -> &str {
+    let mut parts = target.split("::");
+    let first = parts.next().unwrap_or(target);
+    parts.next().unwrap_or(first)
+}
+
+/// Seconds since 1970 as `2026-01-02T03:04:05`, in UTC (proleptic Gregorian calendar, years counted from 1 March).
+fn utc(seconds: u64) -> String {
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    let from_year_0 = days + 719_468;
+    let (era, day) = (from_year_0 / 146_097, from_year_0 % 146_097);
+    let year_of_era = (day - day / 1_460 + day / 36_524 - day / 146_096) / 365;
+    let day_of_year = day - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day_of_month = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    let (h, m, s) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day_of_month:02}T{h:02}:{m:02}:{s:02}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates() {
+        assert_eq!(utc(0), "1970-01-01T00:00:00");
+        assert_eq!(utc(951_782_399), "2000-02-28T23:59:59");
+        assert_eq!(utc(951_782_400), "2000-02-29T00:00:00");
+        assert_eq!(utc(1_767_225_599), "2025-12-31T23:59:59");
+        assert_eq!(utc(4_107_542_400), "2100-03-01T00:00:00");
+    }
+
+    #[test]
+    fn modules() {
+        assert_eq!(module_of("dpdk_vswitchd::bridge::table"), "bridge");
+        assert_eq!(module_of("dpdk_vswitchd"), "dpdk_vswitchd");
+        assert_eq!(module_of("unixctl"), "unixctl");
+        assert_eq!(module_of(""), "");
+    }
+}
