@@ -245,6 +245,12 @@ impl Client {
         &self.name
     }
 
+    /// The picture that [`Client::grab`] last returned.
+    #[must_use]
+    pub fn last(&self) -> &Framebuffer {
+        &self.framebuffer
+    }
+
     /// Asks for the whole screen and returns it.
     pub fn grab(&mut self) -> Result<&Framebuffer> {
         let deadline = Instant::now() + IO_LIMIT;

@@ -20,7 +20,8 @@ struct Args {
     /// Text to type; Return is pressed at its end
     #[arg(long = "type", value_name = "TEXT")]
     text: Option<String>,
-    /// Text that has to appear below the typed line (anywhere, if nothing is typed)
+    /// Text that has to appear below the typed line (anywhere, if nothing is typed), as whole words: "0% loss" is
+    /// not in "100% loss"
     #[arg(long, value_name = "TEXT")]
     expect: Option<String>,
     /// Seconds to wait for the prompt, and then for the expected text
@@ -77,7 +78,7 @@ fn run(args: &Args) -> anyhow::Result<bool> {
     let arrived = |lines: &[String]| {
         let skip = usize::from(args.text.is_some());
         match &args.expect {
-            Some(expected) => answer(lines, skip, args.text.as_deref()).contains(expected.as_str()),
+            Some(expected) => has_words(&answer(lines, skip, args.text.as_deref()), expected),
             None => true,
         }
     };
@@ -91,6 +92,18 @@ fn run(args: &Args) -> anyhow::Result<bool> {
         );
     }
     Ok(found)
+}
+
+/// Whether `text` contains `words`, not as a part of longer words or numbers.
+fn has_words(text: &str, words: &str) -> bool {
+    let joins = |a: Option<char>, b: Option<char>| {
+        a.is_some_and(char::is_alphanumeric) && b.is_some_and(char::is_alphanumeric)
+    };
+    text.match_indices(words).any(|(at, found)| {
+        let before = text.get(..at).and_then(|t| t.chars().next_back());
+        let after = text.get(at + found.len()..).and_then(|t| t.chars().next());
+        !joins(before, words.chars().next()) && !joins(words.chars().next_back(), after)
+    })
 }
 
 /// The screen as one text, rows joined: what the guest wrote may wrap at the right edge. The typed line, at the
@@ -137,7 +150,7 @@ fn watch(
 
 fn finish(args: &Args, client: &mut Client, lines: &[String]) -> anyhow::Result<()> {
     if let Some(path) = &args.png {
-        client.grab()?.save_png(path)?;
+        client.last().save_png(path)?;
     }
     if !args.quiet {
         let used = lines
@@ -165,6 +178,15 @@ mod tests {
         assert!(!answer(&screen, 1, Some("echo OK")).contains("OK"));
         let screen = lines(&["client1:~# echo OK", "OK"]);
         assert!(answer(&screen, 1, Some("echo OK")).contains("OK"));
+    }
+
+    #[test]
+    fn words_are_whole() {
+        assert!(has_words("3 received, 0% packet loss, time", "0% packet loss"));
+        assert!(!has_words("0 received, 100% packet loss, time", "0% packet loss"));
+        assert!(has_words("100% packet loss\n0% packet loss", "0% packet loss"));
+        assert!(!has_words("OKAY", "OK"));
+        assert!(has_words("OK", "OK"));
     }
 
     #[test]
