@@ -1,0 +1,76 @@
+//! A checked piece of guest memory that a descriptor named.
+
+use std::marker::PhantomData;
+use std::ptr::NonNull;
+
+use vswitch_common::mbuf::prefetch;
+
+/// Bytes of guest memory within one region, valid as long as the memory table is borrowed.
+///
+/// The guest may write them at any time: they are copied in or out, once, and never referred to.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'m> {
+    host: NonNull<u8>,
+    guest: u64,
+    len: u32,
+    _memory: PhantomData<&'m super::GuestMemory>,
+}
+
+impl<'m> Span<'m> {
+    /// # Safety
+    /// `len` bytes at `host` are mapped readable and writable for `'m`.
+    pub(super) unsafe fn new(host: NonNull<u8>, guest: u64, len: u32) -> Span<'m> {
+        Span {
+            host,
+            guest,
+            len,
+            _memory: PhantomData,
+        }
+    }
+
+    /// Bytes in this piece.
+    #[inline]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// True of a piece without bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Guest physical address.
+    #[inline]
+    pub fn guest(&self) -> u64 {
+        self.guest
+    }
+
+    /// Copies bytes from `offset` on into `out`.
+    ///
+    /// # Panics
+    /// If the span is shorter.
+    #[inline]
+    pub fn read(&self, offset: usize, out: &mut [u8]) {
+        assert!(offset <= self.len() && out.len() <= self.len() - offset);
+        // SAFETY: within the span by the assertion, mapped by `new`'s contract; `out` is this process's own memory,
+        // so the two do not overlap. A concurrent write by the guest can garble the bytes and nothing else.
+        unsafe { std::ptr::copy_nonoverlapping(self.host.as_ptr().add(offset), out.as_mut_ptr(), out.len()) };
+    }
+
+    /// Copies `bytes` to `offset`.
+    ///
+    /// # Panics
+    /// If the span is shorter.
+    #[inline]
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= self.len() && bytes.len() <= self.len() - offset);
+        // SAFETY: as in `read`, with the roles exchanged.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.as_ptr().add(offset), bytes.len()) };
+    }
+
+    /// Starts loading the cache line at `offset`.
+    #[inline]
+    pub fn prefetch(&self, offset: usize) {
+        prefetch(self.host.as_ptr().wrapping_add(offset));
+    }
+}

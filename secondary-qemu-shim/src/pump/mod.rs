@@ -1,0 +1,223 @@
+//! A pump: the thread that moves the frames of one queue pair, in both directions.
+//!
+//! It polls while there is work and sleeps when there is none. Everything it works on is its [`State`], which the
+//! control thread changes only while the pump stands still ([`gate`]): no lock, no atomic on the way of a frame.
+
+mod gate;
+mod lane;
+mod seat;
+mod sleep;
+mod to_guest;
+mod to_switch;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::{Builder, JoinHandle};
+use std::time::{Duration, Instant};
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+
+pub use gate::Gate;
+pub use lane::{Eventfd, Lane};
+pub use seat::Seat;
+
+use vswitch_common::port::RX_RING_SIZE;
+
+use crate::port::SwitchPort;
+use crate::virtqueue::{BATCH, SplitQueue};
+
+/// How long a pump looks for work in vain before it sleeps.
+const PATIENCE: Duration = Duration::from_micros(20);
+
+/// What a pump works on.
+#[derive(Debug)]
+pub struct State<P> {
+    /// The virtqueue that the guest transmits on, once it runs.
+    pub tx: Option<Lane<SplitQueue>>,
+    /// The virtqueue that the guest receives on, once it runs.
+    pub rx: Option<Lane<SplitQueue>>,
+    /// The switch's queue pairs whose frames this pump delivers. The first one takes the guest's frames.
+    pub seats: Vec<Seat<P>>,
+    /// There is no switch and none is about to answer: the guest's frames go nowhere, as with a cable unplugged.
+    /// While false and without a seat they wait in the virtqueue.
+    pub unplugged: bool,
+    /// Ends the thread.
+    pub stop: bool,
+}
+
+impl<P> Default for State<P> {
+    fn default() -> Self {
+        State {
+            tx: None,
+            rx: None,
+            seats: Vec::new(),
+            unplugged: false,
+            stop: false,
+        }
+    }
+}
+
+/// How a direction stands after a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// It moved something.
+    Busy,
+    /// There is nothing to move.
+    Idle,
+    /// There is something, and the switch must give mbufs or room first.
+    AwaitsSwitch,
+    /// There is something, and the guest must give buffers first.
+    AwaitsGuest,
+}
+
+/// How both directions stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Standings {
+    to_switch: Standing,
+    to_guest: Standing,
+}
+
+impl Standings {
+    fn busy(self) -> bool {
+        self.to_switch == Standing::Busy || self.to_guest == Standing::Busy
+    }
+}
+
+impl<P: SwitchPort> State<P> {
+    /// Moves a batch in each direction.
+    #[inline]
+    fn step(&mut self) -> Standings {
+        let to_switch = match (
+            self.tx.as_mut().filter(|lane| lane.runs()),
+            self.seats.first_mut(),
+        ) {
+            (Some(lane), Some(seat)) => to_switch::step(lane, seat),
+            (Some(lane), None) if self.unplugged => to_switch::discard(lane),
+            (None, Some(seat)) => seat.flush(),
+            _ => Standing::Idle,
+        };
+        let mut to_guest = Standing::Idle;
+        let mut lane = self.rx.as_mut().filter(|lane| lane.runs());
+        for seat in &mut self.seats {
+            let standing = match &mut lane {
+                Some(lane) => to_guest::step(lane, seat),
+                None => seat.drop_frames(),
+            };
+            to_guest = match (to_guest, standing) {
+                (Standing::Busy, _) | (_, Standing::Busy) => Standing::Busy,
+                (Standing::AwaitsGuest, _) | (_, Standing::AwaitsGuest) => Standing::AwaitsGuest,
+                _ => Standing::Idle,
+            };
+        }
+        Standings { to_switch, to_guest }
+    }
+
+    /// Drops the frames that wait for the guest: its driver stops, and the next one must not find them.
+    pub fn forget_frames(&mut self) {
+        for seat in &mut self.seats {
+            // A full ring is empty after so many bursts; a switch that keeps sending is not waited for.
+            for _ in 0..RX_RING_SIZE as usize / BATCH + 1 {
+                if seat.drop_frames() == Standing::Idle {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Takes the switch's queue pairs away, after a last try to hand over what the guest has sent.
+    pub fn unseat(&mut self) -> Vec<Seat<P>> {
+        for seat in &mut self.seats {
+            seat.flush();
+        }
+        std::mem::take(&mut self.seats)
+    }
+}
+
+/// A running pump thread.
+#[derive(Debug)]
+pub struct Pump<P> {
+    gate: Arc<Gate<State<P>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl<P: SwitchPort + 'static> Pump<P> {
+    /// Starts a pump that has nothing to do yet, on CPU `cpu` if one is given.
+    ///
+    /// # Errors
+    /// The process is out of threads or descriptors.
+    pub fn start(name: &str, cpu: Option<usize>) -> io::Result<Pump<P>> {
+        let gate = Arc::new(Gate::new(State::default())?);
+        let thread = Builder::new().name(name.to_owned()).spawn({
+            let gate = Arc::clone(&gate);
+            move || {
+                if let Some(cpu) = cpu {
+                    pin(cpu);
+                }
+                run(&gate);
+            }
+        })?;
+        Ok(Pump {
+            gate,
+            thread: Some(thread),
+        })
+    }
+
+    /// Changes the state while the pump stands still.
+    pub fn change<R>(&self, change: impl FnOnce(&mut State<P>) -> R) -> R {
+        self.gate.change(change)
+    }
+}
+
+impl<P> Drop for Pump<P> {
+    fn drop(&mut self) {
+        self.gate.change(|state| state.stop = true);
+        if let Some(thread) = self.thread.take() {
+            // A pump that panicked has printed why.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn pin(cpu: usize) {
+    let mut set = CpuSet::new();
+    let pinned = set
+        .set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(why) = pinned {
+        log::warn!(
+            "CPU {cpu} is not available to this process ({why}); the thread runs where the kernel likes"
+        );
+    }
+}
+
+fn run<P: SwitchPort>(gate: &Gate<State<P>>) {
+    let mut state = gate.enter();
+    let mut idle_since: Option<Instant> = None;
+    loop {
+        if gate.wanted() {
+            state = gate.stand_still(state);
+            idle_since = None;
+            if state.stop {
+                return;
+            }
+        }
+        let standings = state.step();
+        if standings.busy() {
+            idle_since = None;
+            continue;
+        }
+        let now = Instant::now();
+        if now - *idle_since.get_or_insert(now) < PATIENCE {
+            std::hint::spin_loop();
+            continue;
+        }
+        sleep::sleep(&mut state, standings, gate.wake_fd());
+        idle_since = None;
+    }
+}
+
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! A queue pair of the switch's port with the mbufs in hand for it. Seats move between pumps when the guest changes
+//! the number of its queues; the mbufs go along.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::Standing;
+use crate::port::{Burst, SwitchPort};
+
+/// A port and the mbufs that are between it and a virtqueue.
+#[derive(Debug)]
+pub struct Seat<P> {
+    queue: usize,
+    pub(super) port: P,
+    /// Empty mbufs for the guest's next frames.
+    pub(super) empties: Burst,
+    /// Frames of the guest that the switch has not taken yet. Their descriptors are used already.
+    pub(super) outgoing: Burst,
+    /// Frames for which the guest has no buffers yet.
+    pub(super) inbox: Burst,
+    /// Mbufs to give back.
+    pub(super) used: Burst,
+}
+
+impl<P: SwitchPort> Seat<P> {
+    /// Queue pair `queue` of the port, with nothing in hand.
+    pub fn new(queue: usize, port: P) -> Seat<P> {
+        Seat {
+            queue,
+            port,
+            empties: Burst::new(),
+            outgoing: Burst::new(),
+            inbox: Burst::new(),
+            used: Burst::new(),
+        }
+    }
+
+    /// Which queue pair of the port this is.
+    pub fn queue(&self) -> usize {
+        self.queue
+    }
+
+    /// Hands over what is left of the guest's frames.
+    #[inline]
+    pub(super) fn flush(&mut self) -> Standing {
+        if self.outgoing.is_empty() {
+            return Standing::Idle;
+        }
+        self.port.send(&mut self.outgoing);
+        if self.outgoing.is_empty() {
+            Standing::Busy
+        } else {
+            Standing::AwaitsSwitch
+        }
+    }
+
+    /// Gives used mbufs back.
+    #[inline]
+    pub(super) fn release(&mut self) {
+        if !self.used.is_empty() {
+            self.port.release(&mut self.used);
+        }
+    }
+
+    /// Drops what the switch sends: the guest's driver is not ready, and must not find stale frames later.
+    pub(super) fn drop_frames(&mut self) -> Standing {
+        self.port.receive(&mut self.inbox);
+        if self.inbox.is_empty() {
+            return Standing::Idle;
+        }
+        count(&self.port.stats().rx_not_ready, self.inbox.len());
+        self.port.release(&mut self.inbox);
+        Standing::Busy
+    }
+}
+
+/// Adds to a counter that this thread alone writes.
+#[inline]
+pub(super) fn count(counter: &AtomicU64, n: usize) {
+    if n > 0 {
+        counter.store(
+            counter.load(Ordering::Relaxed).wrapping_add(n as u64),
+            Ordering::Relaxed,
+        );
+    }
+}

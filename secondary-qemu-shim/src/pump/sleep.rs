@@ -1,0 +1,123 @@
+//! Sleeping without missing anything: every side that may bring work is told first, then looked at once more.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use super::seat::count;
+use super::{Lane, Standing, Standings, State};
+use crate::port::SwitchPort;
+use crate::virtqueue::Virtqueue;
+
+/// How often a queue is looked at whose frontend gave no kick descriptor, in milliseconds.
+const POLL_MS: u8 = 1;
+
+/// What a pump sleeps for.
+#[derive(Debug, Clone, Copy)]
+struct Waits {
+    /// The guest transmits.
+    tx: bool,
+    /// The guest gives receive buffers.
+    rx: bool,
+    /// The switch gives empty mbufs or takes frames.
+    switch: bool,
+    /// The switch sends.
+    frames: bool,
+}
+
+/// Blocks until there may be work again, or `wake` is rung.
+pub(super) fn sleep<P: SwitchPort>(state: &mut State<P>, standings: Standings, wake: BorrowedFd<'_>) {
+    let guest_full = standings.to_guest == Standing::AwaitsGuest;
+    let waits = Waits {
+        tx: standings.to_switch == Standing::Idle && (state.unplugged || !state.seats.is_empty()),
+        rx: guest_full,
+        switch: standings.to_switch == Standing::AwaitsSwitch,
+        // The switch's frames are of no use while the guest has no buffers: its doorbell need not ring for them.
+        frames: !guest_full,
+    };
+    if !prepare(state, waits) {
+        wait(state, waits, wake);
+    }
+    if let Some(lane) = &mut state.tx {
+        lane.queue.suppress_kicks();
+    }
+    if let Some(lane) = &mut state.rx {
+        lane.queue.suppress_kicks();
+    }
+    for seat in &state.seats {
+        seat.port.disarm();
+    }
+}
+
+/// Asks for every notification that is needed; true if there is work after all.
+fn prepare<P: SwitchPort>(state: &mut State<P>, waits: Waits) -> bool {
+    let mut work = false;
+    for (lane, wanted) in [(&mut state.tx, waits.tx), (&mut state.rx, waits.rx)] {
+        if let Some(lane) = lane.as_mut().filter(|lane| wanted && lane.runs()) {
+            work |= lane.queue.enable_kicks();
+        }
+    }
+    for (index, seat) in state.seats.iter_mut().enumerate() {
+        let blocked = waits.switch && index == 0;
+        if blocked || waits.frames {
+            seat.port.arm();
+        }
+        if blocked {
+            work |= if seat.outgoing.is_empty() {
+                seat.port.buffers_waiting()
+            } else {
+                seat.port.has_room()
+            };
+        }
+        if waits.frames {
+            work |= seat.port.frames_waiting();
+        }
+    }
+    work
+}
+
+fn wait<P: SwitchPort>(state: &mut State<P>, waits: Waits, wake: BorrowedFd<'_>) {
+    let mut timeout = PollTimeout::NONE;
+    let mut fds = vec![PollFd::new(wake, PollFlags::POLLIN)];
+    let mut kicked = [None, None];
+    for (slot, lane, wanted) in [(0, &state.tx, waits.tx), (1, &state.rx, waits.rx)] {
+        let Some(lane) = lane.as_ref().filter(|lane| wanted && lane.runs()) else {
+            continue;
+        };
+        match &lane.kick {
+            Some(kick) => {
+                kicked[slot] = Some(fds.len());
+                fds.push(PollFd::new(kick.as_fd(), PollFlags::POLLIN));
+            }
+            None => timeout = PollTimeout::from(POLL_MS),
+        }
+    }
+    for seat in &state.seats {
+        fds.push(PollFd::new(seat.port.doorbell(), PollFlags::POLLIN));
+    }
+    // An interrupted wait is a short one.
+    let _ = poll(&mut fds, timeout);
+    let kicked = kicked.map(|at| at.is_some_and(|at| fds[at].any() != Some(false)));
+    drop(fds);
+    let mut kicks = 0;
+    for (lane, kicked) in [(&mut state.tx, kicked[0]), (&mut state.rx, kicked[1])] {
+        if let Some(lane) = lane.as_mut().filter(|_| kicked) {
+            kicks += 1;
+            clear(lane);
+        }
+    }
+    if let Some(seat) = state.seats.first() {
+        count(&seat.port.stats().kicks, kicks);
+    }
+}
+
+/// Takes the kicks so far. A descriptor that can't be waited on would keep this thread from ever sleeping.
+fn clear<Q>(lane: &mut Lane<Q>) {
+    if lane.kick.as_ref().is_some_and(|kick| !kick.clear()) {
+        log::warn!(
+            "{}: the kick descriptor is no working eventfd; the queue is polled every {POLL_MS} ms",
+            lane.name
+        );
+        lane.kick = None;
+    }
+}

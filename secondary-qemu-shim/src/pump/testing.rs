@@ -1,0 +1,218 @@
+//! A loopback in ordinary memory in place of the switch, for tests.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::{Arc, Mutex};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use vswitch_common::mbuf::{BUF_LEN, Checksum, Mbuf, PRIV_LEN};
+use vswitch_common::port::layout::ClientStats;
+
+use crate::port::{Burst, SwitchPort};
+
+const MBUF: usize = 128 + PRIV_LEN + BUF_LEN;
+
+/// Memory shaped like mbufs.
+#[derive(Debug)]
+pub struct Buffers {
+    base: NonNull<u8>,
+    layout: Layout,
+    free: Vec<Mbuf>,
+    count: usize,
+}
+
+// SAFETY: the memory has one owner; the mbufs in it move between threads as mbufs may.
+unsafe impl Send for Buffers {}
+
+impl Buffers {
+    /// `count` empty ones.
+    pub fn new(count: usize) -> Buffers {
+        let layout = Layout::from_size_align(MBUF * count, 64).unwrap();
+        // SAFETY: a non-zero size.
+        let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
+        let free = (0..count)
+            // SAFETY: memory of an mbuf's shape, owned by this value, which outlives them in every test.
+            .map(|i| unsafe { Mbuf::from_address(base.as_ptr() as usize + i * MBUF) }.unwrap())
+            .collect();
+        Buffers {
+            base,
+            layout,
+            free,
+            count,
+        }
+    }
+
+    /// An empty mbuf.
+    pub fn empty(&mut self) -> Option<Mbuf> {
+        self.free.pop()
+    }
+
+    /// An mbuf that holds `bytes`.
+    pub fn frame(&mut self, bytes: &[u8]) -> Mbuf {
+        let mut mbuf = self.empty().expect("a buffer is left");
+        mbuf.room_mut()[..bytes.len()].copy_from_slice(bytes);
+        mbuf.set_frame(bytes.len(), Checksum::Unknown);
+        mbuf
+    }
+
+    /// Takes an mbuf back, of which nobody must have two.
+    pub fn give_back(&mut self, mbuf: Mbuf) {
+        assert!(!self.free.contains(&mbuf), "an mbuf came back twice");
+        self.free.push(mbuf);
+    }
+
+    /// Are all at home?
+    pub fn complete(&self) -> bool {
+        self.free.len() == self.count
+    }
+}
+
+impl Drop for Buffers {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+    }
+}
+
+/// What the switch has and what it got.
+#[derive(Debug)]
+pub struct Switch {
+    pub buffers: Buffers,
+    /// Frames from the guest.
+    pub sent: VecDeque<Mbuf>,
+    /// How many of those it takes at most.
+    pub room: usize,
+    /// Frames for the guest.
+    pub frames: VecDeque<Mbuf>,
+    /// Everything that the guest sends comes back to it.
+    pub echo: bool,
+    asleep: bool,
+}
+
+/// A port of a [`Switch`] that tests hold the other end of.
+#[derive(Debug, Clone)]
+pub struct Loopback {
+    switch: Arc<Mutex<Switch>>,
+    doorbell: Arc<EventFd>,
+    stats: Arc<ClientStats>,
+}
+
+impl Loopback {
+    /// With `buffers` mbufs in all.
+    pub fn new(buffers: usize) -> Loopback {
+        let flags = EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC;
+        let switch = Switch {
+            buffers: Buffers::new(buffers),
+            sent: VecDeque::new(),
+            room: usize::MAX,
+            frames: VecDeque::new(),
+            echo: false,
+            asleep: false,
+        };
+        Loopback {
+            switch: Arc::new(Mutex::new(switch)),
+            doorbell: Arc::new(EventFd::from_value_and_flags(0, flags).unwrap()),
+            stats: Arc::default(),
+        }
+    }
+
+    /// Acts as the switch, and rings the doorbell if the shim sleeps.
+    pub fn switch<R>(&self, act: impl FnOnce(&mut Switch) -> R) -> R {
+        let mut switch = self.switch.lock().unwrap();
+        let result = act(&mut switch);
+        if std::mem::take(&mut switch.asleep) {
+            self.doorbell.write(1).unwrap();
+        }
+        result
+    }
+
+    /// Puts a frame on the way to the guest.
+    pub fn deliver(&self, bytes: &[u8]) {
+        self.switch(|switch| {
+            let frame = switch.buffers.frame(bytes);
+            switch.frames.push_back(frame);
+        });
+    }
+
+    /// The frames that the guest sent since the last call.
+    pub fn collect(&self) -> Vec<Vec<u8>> {
+        self.switch(|switch| {
+            let sent = std::mem::take(&mut switch.sent);
+            sent.into_iter()
+                .map(|mbuf| {
+                    let bytes = mbuf.data().to_vec();
+                    switch.buffers.give_back(mbuf);
+                    bytes
+                })
+                .collect()
+        })
+    }
+}
+
+impl SwitchPort for Loopback {
+    fn alloc(&mut self, out: &mut Burst) {
+        let mut switch = self.switch.lock().unwrap();
+        while !out.is_full() {
+            let Some(mbuf) = switch.buffers.empty() else { break };
+            out.push(mbuf);
+        }
+    }
+
+    fn send(&mut self, frames: &mut Burst) {
+        let mut switch = self.switch.lock().unwrap();
+        let n = frames.len().min(switch.room.saturating_sub(switch.sent.len()));
+        let sent = frames.drain(..n);
+        if switch.echo {
+            switch.frames.extend(sent)
+        } else {
+            switch.sent.extend(sent)
+        }
+    }
+
+    fn receive(&mut self, out: &mut Burst) {
+        let mut switch = self.switch.lock().unwrap();
+        while !out.is_full() {
+            let Some(mbuf) = switch.frames.pop_front() else {
+                break;
+            };
+            out.push(mbuf);
+        }
+    }
+
+    fn release(&mut self, used: &mut Burst) {
+        let mut switch = self.switch.lock().unwrap();
+        used.drain(..).for_each(|mbuf| switch.buffers.give_back(mbuf));
+    }
+
+    fn frames_waiting(&mut self) -> bool {
+        !self.switch.lock().unwrap().frames.is_empty()
+    }
+
+    fn buffers_waiting(&mut self) -> bool {
+        !self.switch.lock().unwrap().buffers.free.is_empty()
+    }
+
+    fn has_room(&mut self) -> bool {
+        let switch = self.switch.lock().unwrap();
+        switch.sent.len() < switch.room
+    }
+
+    fn arm(&self) {
+        self.switch.lock().unwrap().asleep = true;
+    }
+
+    fn disarm(&self) {
+        self.switch.lock().unwrap().asleep = false;
+        let _ = self.doorbell.read();
+    }
+
+    fn doorbell(&self) -> BorrowedFd<'_> {
+        self.doorbell.as_fd()
+    }
+
+    fn stats(&self) -> &ClientStats {
+        &self.stats
+    }
+}

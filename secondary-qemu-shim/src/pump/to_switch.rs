@@ -1,0 +1,157 @@
+//! From the guest's transmit virtqueue to the switch.
+//!
+//! Lossless: without an empty mbuf, or with frames that the switch has not taken, descriptors stay in the available
+//! ring. A descriptor is marked used once its bytes are copied and before the frame is handed over, so that a shim
+//! killed in between loses a frame rather than sends it twice.
+
+use arrayvec::ArrayVec;
+use vswitch_common::mbuf::{DATA_ROOM, Mbuf};
+
+use super::seat::{Seat, count};
+use super::{Lane, Standing};
+use crate::guest_memory::Span;
+use crate::net_header::{self, Features, HEADER_MAX};
+use crate::port::SwitchPort;
+use crate::virtqueue::{Access, BATCH, Chains, Fault, Virtqueue};
+
+/// Shortest frame: an Ethernet header.
+const SHORTEST: usize = 14;
+
+/// Why a guest's frame goes no further.
+enum Refused {
+    TooLong,
+    TooShort,
+    BadHeader,
+    Broken(Fault),
+}
+
+/// Moves a batch.
+#[inline]
+pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Standing {
+    if seat.flush() == Standing::AwaitsSwitch {
+        return Standing::AwaitsSwitch;
+    }
+    if seat.empties.len() < BATCH / 2 {
+        seat.port.alloc(&mut seat.empties);
+    }
+    let took = take(lane, seat);
+    let stats = seat.port.stats();
+    match took {
+        Ok(0) => return Standing::Idle,
+        Ok(_) if seat.empties.is_empty() && seat.outgoing.is_empty() => return Standing::AwaitsSwitch,
+        Ok(_) => {}
+        Err(fault) => {
+            count(&stats.broken_virtqueues, 1);
+            lane.break_down(fault);
+        }
+    }
+    count(&stats.tx_frames, seat.outgoing.len());
+    if lane.interrupt() {
+        count(&stats.calls, 1);
+    }
+    if !seat.outgoing.is_empty() {
+        seat.port.send(&mut seat.outgoing);
+    }
+    Standing::Busy
+}
+
+/// Copies a batch of the guest's frames into empty mbufs. Returns how many chains the guest has there, as far as
+/// was looked.
+#[inline]
+fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Result<usize, Fault> {
+    let Lane {
+        queue,
+        memory,
+        features,
+        ..
+    } = lane;
+    let mut chains = Chains::new();
+    // Without mbufs one chain is looked at, to tell "nothing to send" from "waits for the switch".
+    queue.take(memory, Access::Read, seat.empties.len().max(1), &mut chains)?;
+    let mut written = ArrayVec::<u32, BATCH>::new();
+    let mut result = Ok(chains.len());
+    for index in 0..chains.len() {
+        let (buffers, bytes) = chains.get(index);
+        let Some(mut mbuf) = seat.empties.pop() else {
+            break;
+        };
+        match copy(buffers, bytes, *features, &mut mbuf) {
+            Ok(()) => seat.outgoing.push(mbuf),
+            Err(why) => {
+                seat.empties.push(mbuf);
+                if let Refused::Broken(fault) = why {
+                    result = Err(fault);
+                    break;
+                }
+                refuse(seat, &why);
+            }
+        }
+        written.push(0);
+    }
+    queue.complete(&written);
+    result
+}
+
+/// Takes a batch and lets it go: there is no switch.
+pub(super) fn discard<Q: Virtqueue>(lane: &mut Lane<Q>) -> Standing {
+    let mut chains = Chains::new();
+    let taken = lane
+        .queue
+        .take(&lane.memory, Access::Read, BATCH, &mut chains)
+        .map(|()| chains.len());
+    drop(chains);
+    match taken {
+        Ok(0) => return Standing::Idle,
+        Ok(count) => {
+            lane.queue.complete(&(0..count).map(|_| 0).collect());
+            lane.interrupt();
+        }
+        Err(fault) => lane.break_down(fault),
+    }
+    Standing::Busy
+}
+
+#[cold]
+fn refuse<P: SwitchPort>(seat: &Seat<P>, why: &Refused) {
+    let stats = seat.port.stats();
+    match why {
+        Refused::TooLong => count(&stats.tx_too_long, 1),
+        Refused::TooShort => count(&stats.tx_too_short, 1),
+        Refused::BadHeader => count(&stats.tx_bad_header, 1),
+        Refused::Broken(_) => {}
+    }
+}
+
+/// Copies the frame in a chain into `mbuf`, and what its header says.
+#[inline]
+fn copy(buffers: &[Span<'_>], bytes: usize, features: Features, mbuf: &mut Mbuf) -> Result<(), Refused> {
+    let header_len = features.header_len();
+    if bytes < header_len {
+        return Err(Refused::Broken(Fault::NoHeader { len: bytes }));
+    }
+    let len = bytes - header_len;
+    if len > DATA_ROOM {
+        return Err(Refused::TooLong);
+    }
+    if len < SHORTEST {
+        return Err(Refused::TooShort);
+    }
+    let room = mbuf.room_mut();
+    let mut header = [0; HEADER_MAX];
+    let mut in_header = 0;
+    let mut in_frame = 0;
+    for buffer in buffers {
+        let lead = (header_len - in_header).min(buffer.len());
+        if lead > 0 {
+            buffer.read(0, &mut header[in_header..in_header + lead]);
+            in_header += lead;
+        }
+        let rest = buffer.len() - lead;
+        buffer.read(lead, &mut room[in_frame..in_frame + rest]);
+        in_frame += rest;
+    }
+    let checksum =
+        net_header::parse(&header, features, len).map_err(|net_header::BadHeader| Refused::BadHeader)?;
+    mbuf.set_frame(len, checksum);
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! The device's side of a virtqueue, free of what it carries.
+//!
+//! [`Virtqueue`] is the seam between the pumps and a ring layout; [`SplitQueue`] (virtio 1.2 §2.7) implements it.
+//! The contract all layouts share: chains are taken and marked used strictly in order, so between two batches the
+//! used index is all the state there is. Whatever the guest writes ends in frames or in a [`Fault`].
+
+mod chains;
+mod inflight;
+mod split;
+
+use arrayvec::ArrayVec;
+
+pub use chains::{Access, Chains};
+pub use inflight::{InflightQueue, region_size};
+pub use split::{MAX_SIZE, SplitAddresses, SplitQueue, UsedLog};
+
+use crate::guest_memory::GuestMemory;
+
+/// Chains taken at a time.
+pub const BATCH: usize = 64;
+
+/// Buffers in one chain at most. Indirect tables may exceed the queue's size, though not this.
+pub const MAX_CHAIN: usize = 1024;
+
+/// How a guest broke the rules of its virtqueue. The queue is out of service until the driver resets it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    #[error("the available index jumped {ahead} ahead in a queue of {size}")]
+    AvailableIndex { ahead: u16, size: u16 },
+    #[error("descriptor index {index} in a table of {size}")]
+    DescriptorIndex { index: u16, size: u32 },
+    #[error("a descriptor chain longer than its table of {size}: a loop")]
+    Loop { size: u32 },
+    #[error("a descriptor chain of more than {MAX_CHAIN} buffers")]
+    TooManyBuffers,
+    #[error("a chain of more than 4 GiB")]
+    TooManyBytes,
+    #[error("a descriptor of {len} bytes at {address:#x}, not within one region of guest memory")]
+    Address { address: u64, len: u32 },
+    #[error("a descriptor of no bytes")]
+    Empty,
+    #[error("a device-{0} descriptor where the other direction belongs")]
+    Direction(&'static str),
+    #[error("an indirect descriptor, which was not negotiated")]
+    IndirectNotNegotiated,
+    #[error("an indirect table of {len} bytes, or one that has a successor or lies inside another")]
+    IndirectTable { len: u32 },
+    #[error("a chain of {len} bytes, too short for the virtio-net header")]
+    NoHeader { len: usize },
+}
+
+/// The device's end of a virtqueue, for in-order use in batches.
+pub trait Virtqueue {
+    /// Walks up to `max` available chains (and no more than [`BATCH`]) into `chains`, without consuming them.
+    /// All buffers must be of the kind `access`.
+    ///
+    /// # Errors
+    /// The next chain, or the ring itself, breaks the rules. Good chains before a bad one are returned first.
+    fn take<'m>(
+        &mut self,
+        memory: &'m GuestMemory,
+        access: Access,
+        max: usize,
+        chains: &mut Chains<'m>,
+    ) -> Result<(), Fault>;
+
+    /// Marks the first `written.len()` chains of the last [`Virtqueue::take`] used, with the bytes written to each,
+    /// and makes them visible to the driver at once. At most once for a take.
+    fn complete(&mut self, written: &ArrayVec<u32, BATCH>);
+
+    /// Must the driver be interrupted for what was completed since the last call that said so?
+    fn interrupt_wanted(&mut self) -> bool;
+
+    /// Asks the driver not to notify.
+    fn suppress_kicks(&mut self);
+
+    /// Asks the driver to notify of the next chain that this side has not seen. True: there is one already.
+    fn enable_kicks(&mut self) -> bool;
+
+    /// The next available index: what `GET_VRING_BASE` answers.
+    fn base(&self) -> u16;
+
+    /// Chains that the ring has room for.
+    fn size(&self) -> u16;
+}
+
+#[cfg(test)]
+pub mod testing;
+#[cfg(test)]
+mod tests;
