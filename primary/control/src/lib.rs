@@ -8,7 +8,8 @@
 //! * [`vlog`]: log levels per module and destination that `ovs-appctl vlog/set` changes.
 //! * [`jsonrpc`]: framing and message shapes that both protocols share.
 //!
-//! Threads: each client, supervisor and unixctl server owns one; callbacks run on that thread.
+//! Threads: each client, supervisor and unixctl server owns one; callbacks run on that thread. Start them before EAL pins
+//! the calling thread to its core, or they (and the database server) share that core.
 //! Nothing here panics on what the other side of a socket sends.
 
 pub mod config;

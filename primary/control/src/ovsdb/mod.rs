@@ -36,6 +36,16 @@ pub use client::{Client, Event, Options};
 pub(crate) use once::{OnceError, transact};
 pub use target::{ParseTargetError, Target};
 
+/// Lets a fuzzer play the server: what it sends goes through framing, replica and configuration.
+#[doc(hidden)]
+pub fn receive_for_fuzzing(bytes: &[u8]) {
+    let now = std::time::Instant::now();
+    let mut session = session::Session::new(Options::default().probe_interval, now);
+    if session.receive(bytes, now).is_ok() {
+        let _ = build::config(&session.replica);
+    }
+}
+
 /// The database and its schema's name.
 pub(crate) const DATABASE: &str = "Open_vSwitch";
 /// The lock that the one process which plays ovs-vswitchd holds.

@@ -88,7 +88,7 @@ impl Session {
             transaction_done: None,
             output: Vec::new(),
             framer: Framer::new(LIMITS),
-            probe_interval,
+            probe_interval: probe_interval.max(Duration::from_millis(10)),
             last_heard: now,
             probe_sent: false,
         };

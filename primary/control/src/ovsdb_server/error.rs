@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+/// What the kernel takes as the path of a Unix socket.
+pub(super) const MAX_SOCKET_PATH: usize = 107;
+
 /// Why the database server is not running.
 #[derive(Debug, thiserror::Error)]
 pub enum SupervisorError {
@@ -18,6 +21,8 @@ pub enum SupervisorError {
     NoSchema(PathBuf),
     #[error("cannot use directory {}: {source}", path.display())]
     Directory { path: PathBuf, source: io::Error },
+    #[error("socket path {} is too long ({MAX_SOCKET_PATH} bytes at most); use a shorter --rundir", .0.display())]
+    PathTooLong(PathBuf),
     #[error("cannot run {program}: {source}")]
     Run { program: PathBuf, source: io::Error },
     #[error("cannot create database {}: {details}", path.display())]
@@ -50,8 +55,6 @@ pub enum SupervisorError {
     Ended { status: String, details: String },
     #[error("ovsdb-server does not answer at {} after {seconds} seconds", path.display())]
     NotReady { path: PathBuf, seconds: u64 },
-    #[error("cannot initialise the database: {0}")]
-    Initialise(String),
     #[error("cannot start the supervising thread: {0}")]
     Thread(io::Error),
 }

@@ -1,6 +1,5 @@
 //! Initialises the root row as `ovs-ctl` does: makes it, and says what system this is.
 
-use super::error::SupervisorError;
 use crate::ovsdb::{DATABASE, OnceError, Target, transact};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -33,14 +32,12 @@ impl SystemInfo {
 }
 
 /// Makes the row if there is none, and fills it. `external_ids` that exist are kept, except for `rundir`.
-pub(super) fn initialise(target: &Target, info: &SystemInfo, rundir: &Path) -> Result<(), SupervisorError> {
-    let failed = |e: OnceError| SupervisorError::Initialise(e.to_string());
+pub(super) fn initialise(target: &Target, info: &SystemInfo, rundir: &Path) -> Result<(), OnceError> {
     let rows = transact(
         target,
         &[json!({"op": "select", "table": DATABASE, "where": [], "columns": ["_uuid"]})],
         TIMEOUT,
-    )
-    .map_err(failed)?;
+    )?;
     let mut operations = Vec::new();
     if rows
         .first()
@@ -71,7 +68,7 @@ pub(super) fn initialise(target: &Target, info: &SystemInfo, rundir: &Path) -> R
         ["external_ids", "insert", ["map", ids]]
     ]);
     operations.push(json!({"op": "mutate", "table": DATABASE, "where": [], "mutations": mutations}));
-    transact(target, &operations, TIMEOUT).map(drop).map_err(failed)
+    transact(target, &operations, TIMEOUT).map(drop)
 }
 
 /// A line below `/proc/sys/kernel`.

@@ -3,7 +3,7 @@
 //! The child is told to end when the thread that forked it ends, so one thread forks every child and lives as long.
 
 use super::database::Database;
-use super::error::SupervisorError;
+use super::error::{MAX_SOCKET_PATH, SupervisorError};
 use super::process::child_setup;
 use super::programs::{complaint, find, find_schema, version};
 use super::root_row::{SystemInfo, initialise};
@@ -72,7 +72,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Prepares the database, starts the server, and returns once it answers and the root row is filled.
+    /// Prepares the database, starts the server, and returns once it answers and the root row was filled.
     pub fn start(options: Options) -> Result<Self, SupervisorError> {
         let (ready, started) = channel();
         let (stop, stopped) = channel();
@@ -153,6 +153,10 @@ impl Worker {
     fn new(options: Options, pid: Arc<Mutex<Option<u32>>>) -> Result<Self, SupervisorError> {
         let program = find("ovsdb-server")?;
         let tool = find("ovsdb-tool")?;
+        let socket = options.run_dir.join("db.sock");
+        if socket.as_os_str().len() > MAX_SOCKET_PATH {
+            return Err(SupervisorError::PathTooLong(socket));
+        }
         let schema = options.schema.clone().map_or_else(find_schema, Ok)?;
         for path in [&options.state_dir, &options.run_dir] {
             let made = DirBuilder::new().recursive(true).mode(0o750).create(path);
@@ -239,7 +243,7 @@ impl Worker {
         let until = Instant::now() + self.options.ready_timeout;
         let outcome = loop {
             if connect_unix(&socket).is_ok() {
-                break initialise(&self.target(&socket), &self.info, &self.options.run_dir);
+                break Ok(());
             }
             if let Ok(Some(status)) = server.child.try_wait() {
                 break Err(self.explain(&status.to_string(), &server.last_words()));
@@ -255,6 +259,11 @@ impl Worker {
         };
         match outcome {
             Ok(()) => {
+                // A full disk must not keep a server from running that can still answer.
+                let target = Target::Unix(socket);
+                if let Err(e) = initialise(&target, &self.info, &self.options.run_dir) {
+                    log::warn!("cannot describe this system in the database: {e}");
+                }
                 self.set_pid(Some(server.child.id()));
                 Ok(server)
             }
@@ -264,10 +273,6 @@ impl Worker {
                 Err(e)
             }
         }
-    }
-
-    fn target(&self, socket: &Path) -> Target {
-        Target::Unix(socket.to_owned())
     }
 
     fn spawn(&self, socket: &Path) -> Result<Server, SupervisorError> {
