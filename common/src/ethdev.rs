@@ -302,17 +302,13 @@ pub fn attached_devices() -> Vec<(u16, String)> {
                 return None;
             }
             let mut name = [0; 256];
-            // SAFETY: DPDK's names have 64 bytes at most.
+            // SAFETY: DPDK's names have 64 bytes at most, with the terminating NUL.
             let rc = unsafe { sys::rte_eth_dev_get_name_by_port(port, name.as_mut_ptr()) };
-            // SAFETY: written by DPDK, terminated.
-            (rc == 0).then(|| {
-                (
-                    port,
-                    unsafe { CStr::from_ptr(name.as_ptr()) }
-                        .to_string_lossy()
-                        .into_owned(),
-                )
-            })
+            // SAFETY: written by DPDK or zero, so terminated.
+            let name = unsafe { CStr::from_ptr(name.as_ptr()) }
+                .to_string_lossy()
+                .into_owned();
+            (rc == 0).then_some((port, name))
         })
         .collect()
 }

@@ -20,7 +20,8 @@ pub const PRIV_LEN: usize = 64;
 /// Segments that one frame may have: 64 KiB and a header.
 pub const MAX_SEGMENTS: usize = 34;
 
-const HEADER_LEN: usize = size_of::<sys::rte_mbuf>();
+/// Bytes of the header, `struct rte_mbuf`.
+pub const HEADER_LEN: usize = size_of::<sys::rte_mbuf>();
 const _: () = assert!(HEADER_LEN == 128);
 const _: () = assert!(size_of::<FrameMeta>() <= PRIV_LEN);
 const _: () = assert!(BUF_LEN <= u16::MAX as usize);
@@ -326,6 +327,39 @@ impl Mbuf {
             (*m).next = std::ptr::null_mut();
             (*m).priv_size = PRIV_LEN as u16;
         }
+    }
+
+    /// Where the buffer of the mbuf at `address` begins.
+    #[inline]
+    pub fn buffer_address(address: usize) -> usize {
+        address + HEADER_LEN + PRIV_LEN
+    }
+
+    /// Makes this a frame of one segment, keeping its bytes, with `checksum` and no other offload.
+    #[inline]
+    pub fn make_single(&mut self, checksum: Checksum) {
+        let (off, len) = self.span();
+        let m = self.0.as_ptr();
+        // SAFETY: stores into the header of an mbuf that this process owns.
+        unsafe {
+            (*m).data_off = off as u16;
+            (*m).nb_segs = 1;
+            (*m).data_len = len as u16;
+            (*m).pkt_len = len as u32;
+        }
+        self.set_checksum(checksum);
+    }
+
+    /// Addresses of the segments behind the first, of a frame whose chain was checked.
+    #[inline]
+    pub fn following_addresses(&self) -> impl Iterator<Item = usize> {
+        let mut left = self.segment_count().min(MAX_SEGMENTS);
+        let mut at = Some(self);
+        std::iter::from_fn(move || {
+            left = left.checked_sub(1).filter(|&n| n > 0)?;
+            at = at?.next();
+            at.map(Mbuf::address)
+        })
     }
 
     /// Cuts this segment off the ones behind it and returns the next one's address (unchecked).

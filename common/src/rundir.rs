@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 /// The variable that the stock Open vSwitch tools read.
 pub const ENV: &str = "OVS_RUNDIR";
 
+/// The run-time directory of a switch that root starts without saying where.
+pub const DEFAULT: &str = "/run/dpdk-vswitchd";
+
 /// The attach socket's file name inside the run-time directory.
 pub const ATTACH_SOCKET: &str = "attach.sock";
 
@@ -20,7 +23,7 @@ pub fn resolve(explicit: Option<&Path>) -> PathBuf {
     }
     let uid = nix::unistd::geteuid();
     if uid.is_root() {
-        return "/run/dpdk-vswitchd".into();
+        return DEFAULT.into();
     }
     match env::var_os("XDG_RUNTIME_DIR").filter(|d| !d.is_empty()) {
         Some(dir) => PathBuf::from(dir).join("dpdk-vswitchd"),

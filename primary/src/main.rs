@@ -1,1 +1,36 @@
-fn main() {}
+//! `dpdk-vswitchd`: parses the command line and runs the switch.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use dpdk_vswitchd::args::{Args, split};
+use dpdk_vswitchd::eal_config::default_prefix;
+use dpdk_vswitchd::{daemon, screen};
+use vswitch_common::rundir;
+use vswitch_common::stats::Reader;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args();
+    let program = arguments.next().unwrap_or_else(|| "dpdk-vswitchd".into());
+    let (eal_arguments, ours) = split(arguments.collect());
+    let args = Args::parse_from(std::iter::once(program).chain(ours));
+    let result = if args.show_stats {
+        show_stats(&args)
+    } else {
+        daemon::run(&args, eal_arguments)
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("dpdk-vswitchd: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn show_stats(args: &Args) -> anyhow::Result<()> {
+    let prefix = default_prefix(&rundir::resolve(args.rundir.as_deref()));
+    let snapshot = Reader::open(&prefix)?.snapshot()?;
+    print!("{}", screen::render(&snapshot, None));
+    Ok(())
+}

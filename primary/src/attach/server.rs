@@ -1,0 +1,495 @@
+//! Connections of the attach socket, and the state each is in.
+//!
+//! ```text
+//! Silent --Hello--> Waiting --turn--> Initialising --Ready--> Attached
+//!                                          \____________________/ closed, evicted or Detach
+//!                                                     Ending --process dead--> released
+//! ```
+//! A client that may touch shared memory (Initialising, Attached) is released only when its process is dead or it
+//! has said Detach: a stopped or slow process could still write into mbufs that it owned. One that stays alive
+//! without its connection is killed after [`GRACE`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::io::IoSlice;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{
+    self, AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4,
+    bind, listen, recv, sendmsg,
+};
+use vswitch_common::eal;
+use vswitch_common::port::MAX_QUEUES;
+use vswitch_common::port::message::{
+    Grant, Hello, MAX_LEN, Message, NAME_LEN, Packet, Reason, Refusal, State, TEXT_LEN, Text, header,
+};
+
+use super::process::Process;
+use super::{ClientId, Ports, Refused};
+
+/// Connections held at a time; the oldest silent one makes room.
+const MAX_CONNECTIONS: usize = 1024;
+/// Time for the first word.
+const HELLO_TIME: Duration = Duration::from_secs(5);
+/// Time to initialise EAL.
+const INIT_TIME: Duration = Duration::from_secs(10);
+/// Time for a process to end by itself after its connection has.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// The attach socket and its connections.
+#[derive(Debug)]
+pub struct Server {
+    listener: OwnedFd,
+    path: PathBuf,
+    connections: BTreeMap<ClientId, Connection>,
+    next: u64,
+    /// Who initialises EAL now.
+    turn: Option<ClientId>,
+    /// Who waits for the turn, or for a port whose last client is on its way out.
+    waiting: VecDeque<ClientId>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    socket: OwnedFd,
+    process: Option<Process>,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Silent { until: Instant },
+    Waiting(Hello),
+    Initialising { hello: Hello, until: Instant },
+    Attached(Hello),
+    Ending { hello: Hello, kill_at: Option<Instant> },
+}
+
+impl Stage {
+    /// The hello of a client that was admitted: it may touch shared memory.
+    fn admitted(&self) -> Option<&Hello> {
+        match self {
+            Stage::Silent { .. } | Stage::Waiting(_) => None,
+            Stage::Initialising { hello, .. } | Stage::Attached(hello) | Stage::Ending { hello, .. } => {
+                Some(hello)
+            }
+        }
+    }
+}
+
+impl Server {
+    /// Listens at `path`, in place of a dead switch's socket.
+    ///
+    /// # Errors
+    /// The socket can't be made there.
+    pub fn listen(path: &Path) -> nix::Result<Server> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let listener = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
+        // The run-time directory's lock is held, so whoever bound it before is dead.
+        let _ = std::fs::remove_file(path);
+        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+        // Owner and group: a group of users may be let in by the directory's owner.
+        let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660));
+        listen(&listener, Backlog::MAXCONN)?;
+        Ok(Server {
+            listener,
+            path: path.to_owned(),
+            connections: BTreeMap::new(),
+            next: 0,
+            turn: None,
+            waiting: VecDeque::new(),
+        })
+    }
+
+    /// What to poll for input.
+    pub fn descriptors(&self) -> impl Iterator<Item = PollFd<'_>> {
+        let sockets = self.connections.values().flat_map(|c| {
+            let socket = (!matches!(c.stage, Stage::Ending { .. })).then(|| c.socket.as_fd());
+            // A process matters when its end releases a port.
+            let process = c.stage.admitted().and(c.process.as_ref()).map(AsFd::as_fd);
+            socket.into_iter().chain(process)
+        });
+        std::iter::once(self.listener.as_fd())
+            .chain(sockets)
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+    }
+
+    /// When [`Server::work`] has something to do at the latest.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.connections
+            .values()
+            .filter_map(|c| match c.stage {
+                Stage::Silent { until } | Stage::Initialising { until, .. } => Some(until),
+                Stage::Ending { kill_at, .. } => kill_at,
+                Stage::Waiting(_) | Stage::Attached(_) => None,
+            })
+            .min()
+    }
+
+    /// Does all that can be done now. Never blocks.
+    pub fn work(&mut self, ports: &mut impl Ports) {
+        // Those on their way out first: who comes after them may want their port.
+        let ids: Vec<ClientId> = self.connections.keys().copied().collect();
+        for id in ids {
+            self.read(id, ports);
+        }
+        self.reap(ports);
+        self.accept();
+        self.give_turn(ports);
+    }
+
+    fn accept(&mut self) {
+        while let Ok(fd) = accept4(
+            self.listener.as_raw_fd(),
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        ) {
+            // SAFETY: a fresh descriptor that nobody else owns.
+            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+            if self.connections.len() >= MAX_CONNECTIONS {
+                let silent = self
+                    .connections
+                    .iter()
+                    .find(|(_, c)| matches!(c.stage, Stage::Silent { .. }));
+                match silent.map(|(id, _)| *id) {
+                    Some(id) => drop(self.connections.remove(&id)),
+                    None => continue,
+                }
+            }
+            let process = Process::of_peer(socket.as_fd());
+            let stage = Stage::Silent {
+                until: Instant::now() + HELLO_TIME,
+            };
+            self.connections.insert(
+                ClientId(self.next),
+                Connection {
+                    socket,
+                    process,
+                    stage,
+                },
+            );
+            self.next += 1;
+        }
+    }
+
+    /// Reads what client `id` has sent.
+    fn read(&mut self, id: ClientId, ports: &mut impl Ports) {
+        loop {
+            let Some(connection) = self.connections.get_mut(&id) else {
+                return;
+            };
+            if matches!(connection.stage, Stage::Ending { .. }) {
+                return;
+            }
+            let mut bytes = [0u8; MAX_LEN + 1];
+            match recv(connection.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN) => return,
+                Err(Errno::EINTR) => {}
+                Ok(0) | Err(_) => return self.close(id, false, ports),
+                Ok(len) => match Message::parse(&bytes[..len]) {
+                    Ok(message) => self.handle(id, message, ports),
+                    Err(e) => {
+                        let text = format!("malformed message on the attach socket: {e}");
+                        self.refuse(
+                            id,
+                            &Refused {
+                                reason: Reason::Malformed,
+                                text,
+                            },
+                        );
+                        return self.close(id, false, ports);
+                    }
+                },
+            }
+        }
+    }
+
+    fn handle(&mut self, id: ClientId, message: Message, ports: &mut impl Ports) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        match (message, &connection.stage) {
+            (Message::Hello(hello), Stage::Silent { .. }) => {
+                connection.stage = Stage::Waiting(hello);
+                self.waiting.push_back(id);
+            }
+            (Message::Ready(_), &Stage::Initialising { hello, .. }) => {
+                connection.stage = Stage::Attached(hello);
+                self.turn = None;
+                self.attach(id, &hello, ports);
+            }
+            (Message::Detach(_), Stage::Attached(_)) => self.close(id, true, ports),
+            (message, _) => {
+                let text = format!("out of turn on the attach socket: {message:?}");
+                log::debug!("client {}: {text}", id.0);
+                self.refuse(
+                    id,
+                    &Refused {
+                        reason: Reason::Malformed,
+                        text: "message out of turn".into(),
+                    },
+                );
+                self.close(id, false, ports);
+            }
+        }
+    }
+
+    fn attach(&mut self, id: ClientId, hello: &Hello, ports: &mut impl Ports) {
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        let socket = connection.socket.as_fd();
+        let result = ports.attach(id, hello, &mut |answer, fds| send_packet(socket, answer, fds));
+        if let Err(refused) = result {
+            self.refuse(id, &refused);
+            self.end(id);
+        }
+    }
+
+    /// Lets the next client initialise EAL, if nobody does; tells those who can't have their port.
+    fn give_turn(&mut self, ports: &mut impl Ports) {
+        let mut later = VecDeque::new();
+        while let Some(id) = self.waiting.pop_front() {
+            let Some(&Stage::Waiting(hello)) = self.connections.get(&id).map(|c| &c.stage) else {
+                continue;
+            };
+            match self.holder(&hello) {
+                Some(true) => later.push_back(id),
+                Some(false) => {
+                    let who = self.describe_holder(&hello);
+                    let text = format!("port {} is taken: {who} is attached to it", hello.port);
+                    self.refuse(
+                        id,
+                        &Refused {
+                            reason: Reason::PortTaken,
+                            text,
+                        },
+                    );
+                    self.connections.remove(&id);
+                }
+                None => match check_build(&hello).and_then(|()| ports.check(&hello)) {
+                    Err(refused) => {
+                        self.refuse(id, &refused);
+                        self.connections.remove(&id);
+                    }
+                    Ok(_) if self.turn.is_some() => later.push_back(id),
+                    Ok(admission) => {
+                        let grant = Grant {
+                            header: header::<Grant>(),
+                            file_prefix: Text::<NAME_LEN>::new(&admission.file_prefix),
+                            runtime_dir: Text::<TEXT_LEN>::new(&admission.runtime_dir),
+                        };
+                        let Some(connection) = self.connections.get_mut(&id) else {
+                            continue;
+                        };
+                        if send_packet(connection.socket.as_fd(), &grant, &[]) {
+                            connection.stage = Stage::Initialising {
+                                hello,
+                                until: Instant::now() + INIT_TIME,
+                            };
+                            self.turn = Some(id);
+                        } else {
+                            self.connections.remove(&id);
+                        }
+                    }
+                },
+            }
+        }
+        self.waiting = later;
+    }
+
+    /// Does someone hold the port that `hello` asks for? `Some(true)`: it is on its way out.
+    fn holder(&self, hello: &Hello) -> Option<bool> {
+        self.connections
+            .values()
+            .find(|c| c.stage.admitted().is_some_and(|h| h.port == hello.port))
+            .map(|c| matches!(c.stage, Stage::Ending { .. }))
+    }
+
+    fn describe_holder(&self, hello: &Hello) -> String {
+        let holder = self.connections.values().find_map(|c| {
+            let held = c.stage.admitted().filter(|h| h.port == hello.port)?;
+            let name = Some(held.name.get())
+                .filter(|n| !n.is_empty())
+                .unwrap_or_else(|| "a client".into());
+            Some(match &c.process {
+                Some(p) => format!("{name} (process {})", p.pid()),
+                None => name,
+            })
+        });
+        holder.unwrap_or_else(|| "a client".into())
+    }
+
+    /// Ends connections whose process is dead or whose time is up.
+    fn reap(&mut self, ports: &mut impl Ports) {
+        let now = Instant::now();
+        let ids: Vec<ClientId> = self.connections.keys().copied().collect();
+        for id in ids {
+            let Some(connection) = self.connections.get_mut(&id) else {
+                continue;
+            };
+            match &mut connection.stage {
+                Stage::Silent { until } if *until <= now => drop(self.connections.remove(&id)),
+                Stage::Initialising { until, hello } if *until <= now => {
+                    let port = hello.port;
+                    log::warn!(
+                        "port {port}: the client did not initialise EAL within {INIT_TIME:?}; evicted"
+                    );
+                    self.end(id);
+                }
+                Stage::Ending { kill_at, hello } => {
+                    let hello = *hello;
+                    match &connection.process {
+                        Some(process) if !process.is_dead() => {
+                            if kill_at.is_some_and(|at| at <= now) {
+                                let pid = process.pid();
+                                log::warn!(
+                                    "port {}: client process {pid} goes on without its connection; killed",
+                                    hello.port
+                                );
+                                if !process.kill() {
+                                    log::error!(
+                                        "port {}: process {pid} can't be killed; the port waits for its end",
+                                        hello.port
+                                    );
+                                }
+                                *kill_at = None;
+                            }
+                        }
+                        // Dead, or a process the kernel does not show us: then the closed socket has to do.
+                        _ => self.release(id, &hello, ports),
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The client has closed its connection, or has to be parted with.
+    fn close(&mut self, id: ClientId, detached: bool, ports: &mut impl Ports) {
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        match connection.stage.admitted().copied() {
+            Some(hello) if detached => self.release(id, &hello, ports),
+            Some(_) => self.end(id),
+            None => drop(self.connections.remove(&id)),
+        }
+    }
+
+    /// Parts with an admitted client; it is released when its process is dead.
+    fn end(&mut self, id: ClientId) {
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let Some(hello) = connection.stage.admitted().copied() else {
+            return;
+        };
+        if !matches!(connection.stage, Stage::Ending { .. }) {
+            let _ = socket::shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+            connection.stage = Stage::Ending {
+                hello,
+                kill_at: Some(Instant::now() + GRACE),
+            };
+        }
+    }
+
+    fn release(&mut self, id: ClientId, hello: &Hello, ports: &mut impl Ports) {
+        self.connections.remove(&id);
+        if self.turn == Some(id) {
+            self.turn = None;
+        }
+        ports.release(id, hello);
+    }
+
+    fn refuse(&self, id: ClientId, refused: &Refused) {
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
+        log::debug!("client {}: {}", id.0, refused.text);
+        let refusal = Refusal {
+            header: header::<Refusal>(),
+            reason: refused.reason as u32,
+            text: Text::new(&refused.text),
+        };
+        send_packet(connection.socket.as_fd(), &refusal, &[]);
+    }
+
+    /// Ends the attachment of client `id` and tells it why.
+    pub fn evict(&mut self, id: ClientId, refused: &Refused) {
+        self.refuse(id, refused);
+        self.end(id);
+    }
+
+    /// Tells client `id` the state of its port.
+    pub fn tell_state(&self, id: ClientId, carrier: bool, mtu: u32) {
+        if let Some(connection) = self.connections.get(&id) {
+            let state = State {
+                header: header::<State>(),
+                carrier: carrier.into(),
+                mtu,
+            };
+            send_packet(connection.socket.as_fd(), &state, &[]);
+        }
+    }
+
+    /// The process number of client `id`.
+    pub fn pid(&self, id: ClientId) -> Option<i32> {
+        self.connections.get(&id)?.process.as_ref().map(Process::pid)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// The client must run the same DPDK: the headers of mbufs and rings are shared.
+fn check_build(hello: &Hello) -> Result<(), Refused> {
+    let (ours, theirs) = (eal::version(), hello.dpdk_version.get());
+    if ours != theirs || hello.mbuf_size as usize != vswitch_common::mbuf::HEADER_LEN {
+        let text = format!(
+            "the switch runs {ours}, this client {theirs} (mbuf header {} bytes); install the same DPDK on both sides",
+            hello.mbuf_size
+        );
+        return Err(Refused {
+            reason: Reason::DpdkMismatch,
+            text,
+        });
+    }
+    if hello.queues == 0 || usize::from(hello.queues) > MAX_QUEUES {
+        let text = format!(
+            "{} queue pairs asked for; 1 to {MAX_QUEUES} are possible",
+            hello.queues
+        );
+        return Err(Refused {
+            reason: Reason::TooManyQueues,
+            text,
+        });
+    }
+    Ok(())
+}
+
+/// Sends one packet with descriptors; false if the client does not take it.
+fn send_packet<P: Packet>(socket: BorrowedFd<'_>, packet: &P, fds: &[BorrowedFd<'_>]) -> bool {
+    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let rights = [ControlMessage::ScmRights(&raw)];
+    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
+    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
+    loop {
+        match sendmsg::<()>(
+            socket.as_raw_fd(),
+            &[IoSlice::new(packet.as_bytes())],
+            control,
+            flags,
+            None,
+        ) {
+            Err(Errno::EINTR) => {}
+            result => return result.is_ok(),
+        }
+    }
+}

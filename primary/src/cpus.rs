@@ -1,0 +1,103 @@
+//! CPU sets: masks and lists as EAL and Open vSwitch write them.
+
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+/// The CPUs of a hexadecimal mask such as `0x6`, in rising order.
+///
+/// # Errors
+/// It is no mask, or none of its CPUs may be used by this process.
+pub fn parse_mask(text: &str) -> Result<Vec<usize>, String> {
+    let digits = text.trim().trim_start_matches("0x").trim_start_matches("0X");
+    let mut cpus = Vec::new();
+    for (place, digit) in digits.chars().rev().enumerate() {
+        let bits = digit
+            .to_digit(16)
+            .ok_or_else(|| format!("'{text}' is not a hexadecimal CPU mask"))?;
+        cpus.extend(
+            (0..4)
+                .filter(|bit| bits & 1 << bit != 0)
+                .map(|bit| place * 4 + bit),
+        );
+    }
+    check(cpus, text)
+}
+
+/// The CPUs of a list such as `1,3-5`, in rising order.
+///
+/// # Errors
+/// As [`parse_mask`].
+pub fn parse_list(text: &str) -> Result<Vec<usize>, String> {
+    let bad = || format!("'{text}' is not a list of CPUs such as 1,3-5");
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let number = |s: &str| {
+            s.trim()
+                .parse::<usize>()
+                .ok()
+                .filter(|&n| n < 4096)
+                .ok_or_else(bad)
+        };
+        cpus.extend(number(first)?..=number(last)?);
+    }
+    check(cpus, text)
+}
+
+fn check(mut cpus: Vec<usize>, text: &str) -> Result<Vec<usize>, String> {
+    cpus.sort_unstable();
+    cpus.dedup();
+    let present = allowed();
+    match cpus.iter().find(|cpu| !present.contains(cpu)) {
+        Some(cpu) => Err(format!(
+            "'{text}' names CPU {cpu}, but this process may use only {}",
+            show(&present)
+        )),
+        None if cpus.is_empty() => Err(format!("'{text}' names no CPU")),
+        None => Ok(cpus),
+    }
+}
+
+/// CPUs that this process may use.
+pub fn allowed() -> Vec<usize> {
+    // The affinity of the whole process: taken once, before any thread was pinned.
+    static ALLOWED: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
+    ALLOWED
+        .get_or_init(|| match sched_getaffinity(Pid::from_raw(0)) {
+            Ok(set) => (0..CpuSet::count())
+                .filter(|&cpu| set.is_set(cpu).unwrap_or(false))
+                .collect(),
+            Err(_) => vec![0],
+        })
+        .clone()
+}
+
+/// Pins thread `tid` (0: the calling one) to `cpus`.
+pub fn pin(tid: u32, cpus: &[usize]) -> nix::Result<()> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu)?;
+    }
+    sched_setaffinity(Pid::from_raw(tid as i32), &set)
+}
+
+/// `cpus` as a list, such as `0,1`.
+pub fn show(cpus: &[usize]) -> String {
+    cpus.iter().map(usize::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_and_lists() {
+        let first = allowed()[0];
+        assert_eq!(parse_mask(&format!("0x{:x}", 1u64 << first)), Ok(vec![first]));
+        assert_eq!(parse_list(&format!("{first},{first}-{first}")), Ok(vec![first]));
+        assert!(parse_mask("0xz").unwrap_err().contains("'0xz'"));
+        assert!(parse_mask("0").unwrap_err().contains("names no CPU"));
+        assert!(parse_list("1-").unwrap_err().contains("not a list"));
+        assert!(parse_list("4000").unwrap_err().contains("CPU 4000"));
+    }
+}

@@ -1,0 +1,420 @@
+//! The life of the process: start everything in order, serve events on the control thread, end in order.
+
+use std::fs;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vswitch_common::eal::{self, Eal};
+use vswitch_common::ethdev;
+use vswitch_common::mempool::Pool;
+use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::message::Reason;
+use vswitch_common::rundir;
+use vswitch_common::stats::{PortBlock, Segment};
+use vswitch_control::config::SwitchConfig;
+use vswitch_control::ovsdb::{Client, Event as DbEvent, Target};
+use vswitch_control::ovsdb_server::{self, Supervisor};
+use vswitch_control::unixctl::{self, Pidfile, Registry, Reply};
+use vswitch_control::vlog::{Levels, Logger};
+
+use crate::args::Args;
+use crate::attach::server::Server;
+use crate::attach::{Admission, Refused};
+use crate::cpus;
+use crate::datapath::clock::Clock;
+use crate::datapath::ledger::Ledger;
+use crate::datapath::snapshot::Publisher;
+use crate::detach;
+use crate::eal_config::{EalConfig, Wishes};
+use crate::memory;
+use crate::notify::notify;
+use crate::pmds::{MAX_PMDS, Pmds};
+use crate::screen;
+use crate::switch::{Parts, Switch, commands};
+
+/// How long a dead switch's hugepages may take to come free: its clients let go when they see it is gone.
+const MEMORY_PATIENCE: Duration = Duration::from_secs(3);
+/// How long clients have to let go at the end.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// Between looks at links, ages and counters.
+const TICK: Duration = Duration::from_secs(1);
+
+/// What reaches the control thread from other threads.
+#[derive(Debug)]
+enum Event {
+    Database(DbEvent),
+    Command {
+        name: &'static str,
+        args: Vec<String>,
+        reply: Reply,
+    },
+    Exit(Reply),
+}
+
+/// Queue of events, with a doorbell that a poll can wait for.
+#[derive(Debug, Clone)]
+struct Inbox {
+    sender: Sender<Event>,
+    bell: Arc<Doorbell>,
+}
+
+impl Inbox {
+    fn put(&self, event: Event) {
+        // The receiver is gone only when the process ends.
+        let _ = self.sender.send(event);
+        self.bell.ring();
+    }
+}
+
+/// Runs the switch until it is told to end.
+///
+/// # Errors
+/// Why it did not start, in words for the user.
+pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
+    let readiness = args.detach.then(detach::detach).transpose()?;
+    let rundir = rundir::resolve(args.rundir.as_deref());
+    let levels = Levels::new(level(args.verbose), &[]);
+    Logger::install(levels.clone()).context("logging")?;
+    args.log
+        .iter()
+        .try_for_each(|spec| levels.set(spec))
+        .context("--log")?;
+    make_dir(&rundir)?;
+    let _pidfile = Pidfile::create(&rundir.join("ovs-vswitchd.pid")).with_context(|| {
+        format!(
+            "a switch uses the run-time directory {} already",
+            rundir.display()
+        )
+    })?;
+    let _second_pidfile = args.pidfile.as_deref().map(Pidfile::create).transpose()?;
+    let signals = block_signals()?;
+
+    let (sender, events) = channel();
+    let inbox = Inbox {
+        sender,
+        bell: Arc::new(Doorbell::new().context("eventfd")?),
+    };
+    let (supervisor, target) = database(args, &rundir)?;
+    let db_inbox = inbox.clone();
+    let client = Client::start(target, move |event| db_inbox.put(Event::Database(event)))
+        .context("database client")?;
+
+    let Some(first) = first_configuration(&signals, &inbox, &events)? else {
+        return Ok(());
+    };
+    let (mut switch, prefix) = start_datapath(eal_arguments, &rundir, &first)?;
+    let mut server = Server::listen(&rundir::attach_socket(&rundir))
+        .with_context(|| format!("attach socket in {}", rundir.display()))?;
+    let unixctl = unixctl::Server::start(&rundir, registry(&inbox, &levels)).context("control socket")?;
+    switch.configure(first);
+    switch.tick();
+    client.publish(switch.status());
+
+    log::info!("ready");
+    println!("export OVS_RUNDIR={}", rundir.display());
+    notify("READY=1");
+    if let Some(readiness) = readiness {
+        readiness.ready(&rundir.join("dpdk-vswitchd.log"))?;
+    }
+    if let Some(seconds) = args.stats {
+        let prefix = prefix.clone();
+        std::thread::spawn(move || screen::show_for_ever(&prefix, Duration::from_secs(seconds)));
+    }
+
+    let farewell = serve(&signals, &inbox, &events, &mut switch, &mut server, &client);
+    notify("STOPPING=1");
+    say_goodbye(&mut switch, &mut server);
+    drop(server);
+    client.stop();
+    stop_datapath(switch, &prefix);
+    if let Some(supervisor) = supervisor {
+        supervisor.stop();
+    }
+    if let Some(reply) = farewell {
+        reply.ok("");
+    }
+    unixctl.stop();
+    log::info!("ended");
+    Ok(())
+}
+
+fn level(verbose: u8) -> log::LevelFilter {
+    match verbose {
+        0 => log::LevelFilter::Info,
+        1 => log::LevelFilter::Debug,
+        _ => log::LevelFilter::Trace,
+    }
+}
+
+fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(dir)
+        .with_context(|| format!("run-time directory {}", dir.display()))
+}
+
+fn block_signals() -> anyhow::Result<SignalFd> {
+    let mut set = SigSet::empty();
+    [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP]
+        .into_iter()
+        .for_each(|s| set.add(s));
+    set.thread_block().context("signal mask")?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")
+}
+
+fn database(args: &Args, rundir: &Path) -> anyhow::Result<(Option<Supervisor>, Target)> {
+    if let Some(target) = &args.db {
+        return Ok((None, target.parse().with_context(|| format!("--db {target}"))?));
+    }
+    let statedir = args.statedir.clone().unwrap_or_else(|| {
+        // A run-time directory of one's own is a switch of one's own, with a database of its own.
+        let default = PathBuf::from("/var/lib/dpdk-vswitchd");
+        if rundir == Path::new(rundir::DEFAULT) {
+            default
+        } else {
+            rundir.to_owned()
+        }
+    });
+    let supervisor =
+        Supervisor::start(ovsdb_server::Options::new(statedir, rundir)).context("ovsdb-server")?;
+    let target = supervisor.target();
+    Ok((Some(supervisor), target))
+}
+
+/// Waits for the configuration that EAL starts with. `None`: told to end before that.
+fn first_configuration(
+    signals: &SignalFd,
+    inbox: &Inbox,
+    events: &Receiver<Event>,
+) -> anyhow::Result<Option<SwitchConfig>> {
+    loop {
+        wait(signals, inbox, std::iter::empty(), None)?;
+        if told_to_end(signals) {
+            return Ok(None);
+        }
+        while let Ok(event) = events.try_recv() {
+            match event {
+                Event::Database(DbEvent::Config(config)) => return Ok(Some(config)),
+                Event::Database(event) => log_database(&event),
+                Event::Command { .. } | Event::Exit(_) => {}
+            }
+        }
+    }
+}
+
+fn start_datapath(
+    arguments: Vec<String>,
+    rundir: &Path,
+    config: &SwitchConfig,
+) -> anyhow::Result<(Switch, String)> {
+    let setting = |key: &str| config.other_config.get(key).cloned().filter(|v| !v.is_empty());
+    let wishes = Wishes {
+        arguments,
+        extra: setting("dpdk-extra"),
+        socket_mem: setting("dpdk-socket-mem"),
+        lcore_mask: setting("dpdk-lcore-mask"),
+    };
+    let eal_config = eal_config_with_patience(&wishes, rundir)?;
+    if let Some(cpus) = &eal_config.cpus {
+        cpus::pin(0, cpus).context("CPUs of -c or -l")?;
+    }
+    log::debug!("EAL arguments: {}", eal_config.arguments.join(" "));
+    let eal = Eal::init("dpdk-vswitchd", &eal_config.arguments)?;
+    let mbufs = memory::mbufs(eal_config.memory_mb);
+    let pool = Pool::create("MProc_pktmbuf_pool", mbufs, -1).map_err(|e| {
+        anyhow!(
+            "no memory for {mbufs} mbufs in {} MiB ({e})",
+            eal_config.memory_mb
+        )
+    })?;
+    log::info!(
+        "{}: {} MiB of hugepages, {mbufs} mbufs",
+        eal::version(),
+        eal_config.memory_mb
+    );
+
+    let prefix = eal_config.file_prefix;
+    let ledger = Arc::new(Ledger::new(pool));
+    let segment = Arc::new(Segment::create(&prefix, eal::tsc_hz())?);
+    let publisher = Arc::new(Publisher::new(MAX_PMDS).context("eventfd")?);
+    let clock = Clock::new(eal::tsc_hz());
+    let Some(stats) = PortBlock::claim(&segment, 0) else {
+        bail!("the counters are in use")
+    };
+    let pmds = Pmds::new(eal, publisher.clone(), ledger.clone(), segment.clone(), clock);
+    let admission = Admission {
+        file_prefix: prefix.clone(),
+        runtime_dir: std::env::var("RUNTIME_DIRECTORY").unwrap_or_default(),
+    };
+    let switch = Switch::new(Parts {
+        ledger,
+        segment,
+        publisher,
+        clock,
+        pmds,
+        stats,
+        admission,
+    });
+    Ok((switch, prefix))
+}
+
+/// The clients of a switch that crashed hold its hugepages until they see it is gone.
+fn eal_config_with_patience(wishes: &Wishes, rundir: &Path) -> anyhow::Result<EalConfig> {
+    memory::remove_files(&crate::eal_config::default_prefix(rundir));
+    let start = Instant::now();
+    loop {
+        match EalConfig::new(wishes, rundir, &memory::hugepages()) {
+            Ok(config) => return Ok(config),
+            Err(e) if start.elapsed() > MEMORY_PATIENCE || !e.contains("hugepages") => bail!(e),
+            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        }
+    }
+}
+
+fn registry(inbox: &Inbox, levels: &Levels) -> Registry {
+    let mut registry = Registry::new(concat!("dpdk-vswitchd ", env!("CARGO_PKG_VERSION")));
+    registry.vlog(levels);
+    for &(name, usage, least, most) in commands::COMMANDS {
+        let inbox = inbox.clone();
+        registry.deferred(name, usage, least, Some(most), move |args, reply| {
+            inbox.put(Event::Command { name, args, reply });
+        });
+    }
+    let inbox = inbox.clone();
+    registry.deferred("exit", "[--cleanup]", 0, Some(1), move |_, reply| {
+        inbox.put(Event::Exit(reply))
+    });
+    registry
+}
+
+/// Serves events until the end; the one who asked for it by ovs-appctl waits for an answer.
+fn serve(
+    signals: &SignalFd,
+    inbox: &Inbox,
+    events: &Receiver<Event>,
+    switch: &mut Switch,
+    server: &mut Server,
+    client: &Client,
+) -> Option<Reply> {
+    let mut next_tick = Instant::now() + TICK;
+    loop {
+        let deadline = server.deadline().map_or(next_tick, |d| d.min(next_tick));
+        if let Err(e) = wait(signals, inbox, server.descriptors(), Some(deadline)) {
+            log::error!("{e:#}");
+            return None;
+        }
+        if told_to_end(signals) {
+            return None;
+        }
+        while let Ok(event) = events.try_recv() {
+            match event {
+                Event::Database(DbEvent::Config(config)) => {
+                    switch.configure(config);
+                    client.publish(switch.status());
+                }
+                Event::Database(event) => log_database(&event),
+                Event::Command { name, args, reply } => reply.send(switch.command(name, &args)),
+                Event::Exit(reply) => return Some(reply),
+            }
+        }
+        server.work(switch);
+        for (id, why) in switch.take_evictions() {
+            server.evict(id, &why);
+        }
+        if Instant::now() >= next_tick {
+            next_tick = Instant::now() + TICK;
+            switch.tick();
+            client.publish(switch.status());
+        }
+    }
+}
+
+/// Waits for a signal, an event, one of `others`, or `deadline`.
+fn wait<'a>(
+    signals: &'a SignalFd,
+    inbox: &'a Inbox,
+    others: impl Iterator<Item = PollFd<'a>>,
+    deadline: Option<Instant>,
+) -> anyhow::Result<()> {
+    // Rounded up: waking a moment before the deadline would only mean another round.
+    let left = deadline.map(|d| d.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+    let timeout = left.map_or(PollTimeout::NONE, |t| {
+        PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX)
+    });
+    let mut fds = vec![input(signals.as_fd()), input(inbox.bell.as_fd())];
+    fds.extend(others);
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(nix::errno::Errno::EINTR) => {
+            inbox.bell.silence();
+            Ok(())
+        }
+        Err(e) => Err(e).context("poll"),
+    }
+}
+
+fn input(fd: BorrowedFd<'_>) -> PollFd<'_> {
+    PollFd::new(fd, PollFlags::POLLIN)
+}
+
+fn told_to_end(signals: &SignalFd) -> bool {
+    let mut end = false;
+    while let Ok(Some(info)) = signals.read_signal() {
+        // A terminal that hangs up does not end a service.
+        end |= info.ssi_signo != Signal::SIGHUP as u32;
+    }
+    end
+}
+
+fn log_database(event: &DbEvent) {
+    match event {
+        DbEvent::Config(_) => {}
+        DbEvent::Locked => log::debug!("the database is ours to write"),
+        DbEvent::NotLocked { lock } => {
+            log::warn!(
+                "another switch runs on this database (it holds the lock {lock}); waiting for it to end"
+            );
+        }
+        DbEvent::Disconnected { reason } => {
+            log::warn!("no connection to the database ({reason}); traffic goes on, connecting again");
+        }
+    }
+}
+
+/// Tells every client that the switch ends, and gives them a moment to let go.
+fn say_goodbye(switch: &mut Switch, server: &mut Server) {
+    for id in switch.attached_clients() {
+        let text = "the switch ends".to_owned();
+        server.evict(
+            id,
+            &Refused {
+                reason: Reason::ShuttingDown,
+                text,
+            },
+        );
+    }
+    let until = Instant::now() + FAREWELL;
+    while !switch.attached_clients().is_empty() && Instant::now() < until {
+        server.work(switch);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+fn stop_datapath(switch: Switch, prefix: &str) {
+    let Parts { pmds, ledger, .. } = switch.shut_down();
+    let pool = ledger.pool();
+    log::debug!("mbufs free at the end: {} of {}", pool.available(), pool.size());
+    let runtime_dir = ethdev::eal_runtime_dir();
+    pmds.into_eal().cleanup();
+    memory::remove_files(prefix);
+    // EAL leaves its files for a next start with the same prefix; there need not be one.
+    let _ = fs::remove_dir_all(runtime_dir);
+}

@@ -1,0 +1,321 @@
+//! The switch's ends of a client's queue pairs.
+//!
+//! The receiving half (frames in, used mbufs back, empty mbufs out) is worked by the PMD thread that polls the port;
+//! the sending half by whichever thread has frames for it. Each half has its own lock, which nearly always is free.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use arrayvec::ArrayVec;
+use spin::mutex::SpinMutex;
+use vswitch_common::mbuf::Mbuf;
+use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::layout::{ClientStats, ControlRef};
+use vswitch_common::port::{ALLOC_RING_SIZE, QUOTA};
+use vswitch_common::ring::{Consumer, Producer, RingCorrupt, RingMemory};
+
+use super::BURST;
+use super::ledger::{Ledger, Owner};
+
+/// Empty mbufs that a client has at its disposal.
+const ALLOC_LEVEL: usize = ALLOC_RING_SIZE as usize / 2;
+
+/// An attached client: one process, from attach to its end.
+#[derive(Debug)]
+pub struct Session {
+    owner: Owner,
+    queues: Vec<Queue>,
+}
+
+/// One of its queue pairs.
+#[derive(Debug)]
+pub struct Queue {
+    owner: Owner,
+    receiving: SpinMutex<Receiving>,
+    sending: SpinMutex<Producer>,
+    control: ControlRef,
+    to_switch: Doorbell,
+    to_client: Doorbell,
+    /// Mbufs handed out by the receiving half (empty ones), by the sending half (frames), and taken back.
+    given_empty: AtomicU32,
+    given_frames: AtomicU32,
+    returned: AtomicU32,
+}
+
+#[derive(Debug)]
+struct Receiving {
+    tx: Consumer,
+    free: Consumer,
+    alloc: Producer,
+    /// Taken back from the client, to be handed out empty again.
+    recycled: ArrayVec<Mbuf, { 2 * BURST }>,
+}
+
+/// The memory of a queue pair.
+#[derive(Debug, Clone, Copy)]
+pub struct QueueMemory {
+    pub alloc: RingMemory,
+    pub tx: RingMemory,
+    pub rx: RingMemory,
+    pub free: RingMemory,
+    pub control: ControlRef,
+}
+
+/// What a poll of a queue pair found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Polled {
+    /// Ring entries that were not the client's mbufs.
+    pub bad_mbufs: u64,
+    /// Ring indices that made no sense.
+    pub bad_rings: u64,
+    /// Used mbufs taken back, empty ones handed out: work, even without frames.
+    pub moved: usize,
+}
+
+impl Session {
+    /// A session of the client of port `port` on rings that are empty.
+    ///
+    /// # Safety
+    /// The rings and control blocks belong to that port, stay mapped as long as the session, and no other session
+    /// uses them.
+    pub unsafe fn new(port: u16, queues: Vec<(QueueMemory, Doorbell, Doorbell)>) -> Session {
+        let owner = Owner::client(port);
+        let queues = queues
+            .into_iter()
+            .map(|(memory, to_switch, to_client)| {
+                // SAFETY: by this function's contract, the only ends on this side.
+                let (tx, free, alloc, rx) = unsafe {
+                    (
+                        Consumer::new(memory.tx),
+                        Consumer::new(memory.free),
+                        Producer::new(memory.alloc),
+                        Producer::new(memory.rx),
+                    )
+                };
+                Queue {
+                    owner,
+                    receiving: SpinMutex::new(Receiving {
+                        tx,
+                        free,
+                        alloc,
+                        recycled: ArrayVec::new(),
+                    }),
+                    sending: SpinMutex::new(rx),
+                    control: memory.control,
+                    to_switch,
+                    to_client,
+                    given_empty: AtomicU32::new(0),
+                    given_frames: AtomicU32::new(0),
+                    returned: AtomicU32::new(0),
+                }
+            })
+            .collect();
+        Session { owner, queues }
+    }
+
+    /// Its queue pairs.
+    pub fn queues(&self) -> &[Queue] {
+        &self.queues
+    }
+
+    /// Takes back all mbufs that the session holds. Only when no thread works on it and the client is gone.
+    pub fn reclaim(&self, ledger: &Ledger) -> usize {
+        for queue in &self.queues {
+            queue
+                .receiving
+                .lock()
+                .recycled
+                .drain(..)
+                .for_each(|m| ledger.free(m));
+        }
+        ledger.reclaim(self.owner)
+    }
+}
+
+impl Queue {
+    /// Takes frames from the client, up to the room in `frames`; takes used mbufs back; keeps it in empty ones.
+    #[inline]
+    pub fn receive(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, BURST>) -> Polled {
+        let mut polled = Polled::default();
+        let Some(mut half) = self.receiving.try_lock() else {
+            return polled;
+        };
+        let mut entries = [0usize; BURST];
+        let mut returned = 0u32;
+
+        let want = frames.remaining_capacity();
+        match half.tx.dequeue(&mut entries[..want]) {
+            Ok(0) => {}
+            Ok(n) => {
+                let entries = &entries[..n];
+                entries.iter().for_each(|&a| ledger.prefetch(a));
+                for (i, &address) in entries.iter().enumerate() {
+                    if let Some(&next) = entries.get(i + 4) {
+                        Mbuf::prefetch_header(next);
+                    }
+                    match ledger.take_frame(address, self.owner) {
+                        Some(frame) => {
+                            returned += frame.segment_count() as u32;
+                            frames.push(frame);
+                        }
+                        None => polled.bad_mbufs += 1,
+                    }
+                }
+            }
+            Err(RingCorrupt) => polled.bad_rings += 1,
+        }
+
+        let room = half.recycled.remaining_capacity().min(BURST);
+        if room > 0 {
+            match half.free.dequeue(&mut entries[..room]) {
+                Ok(n) => {
+                    polled.moved += n;
+                    for &address in &entries[..n] {
+                        match ledger.take(address, self.owner) {
+                            Some(mbuf) => {
+                                returned += 1;
+                                half.recycled.push(mbuf);
+                            }
+                            None => polled.bad_mbufs += 1,
+                        }
+                    }
+                }
+                Err(RingCorrupt) => polled.bad_rings += 1,
+            }
+        }
+        if returned > 0 {
+            self.returned.store(
+                self.returned.load(Ordering::Relaxed).wrapping_add(returned),
+                Ordering::Relaxed,
+            );
+        }
+        polled.bad_rings += u64::from(self.refill(&mut half, ledger, &mut polled.moved).is_err());
+        polled
+    }
+
+    /// Hands empty mbufs out, recycled ones first, up to the level; gives what is too many to the pool.
+    #[inline]
+    fn refill(&self, half: &mut Receiving, ledger: &Ledger, moved: &mut usize) -> Result<(), RingCorrupt> {
+        let level = (ALLOC_RING_SIZE - 1) as usize - half.alloc.free()?;
+        let missing = ALLOC_LEVEL.saturating_sub(level);
+        // Small top-ups are left for later, so that a burst moves whole cache lines.
+        if missing < BURST && level >= ALLOC_LEVEL / 2 {
+            if half.recycled.len() >= BURST {
+                half.recycled.drain(BURST / 2..).for_each(|m| ledger.free(m));
+            }
+            return Ok(());
+        }
+        let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
+        let give = missing.min(2 * BURST).min(quota_left);
+        if half.recycled.len() < give {
+            let more = give - half.recycled.len();
+            ledger.pool().alloc_n(&mut half.recycled, more);
+        }
+        let give = give.min(half.recycled.len());
+        if give == 0 {
+            return Ok(());
+        }
+        let keep = half.recycled.len() - give;
+        let Receiving { alloc, recycled, .. } = half;
+        recycled[keep..].iter().for_each(|m| ledger.give(m, self.owner));
+        self.given_empty.store(
+            self.given_empty.load(Ordering::Relaxed).wrapping_add(give as u32),
+            Ordering::Relaxed,
+        );
+        // All fit: `level` was read from the ring just now and this is its only producer.
+        let put = alloc.enqueue(&recycled[keep..])?;
+        drop(recycled.drain(keep..keep + put));
+        *moved += put;
+        self.wake_client();
+        Ok(())
+    }
+
+    /// Hands `frames` to the client, in order, and empties the list; what does not fit is freed. Returns how many
+    /// were handed over and how many of the rest its quota kept from it.
+    #[inline]
+    pub fn send<const N: usize>(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, N>) -> Sent {
+        let mut sending = self.sending.lock();
+        let free = sending.free().unwrap_or(0);
+        let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
+        let mut sent = Sent::default();
+        let mut segments = 0;
+        for frame in &frames[..frames.len().min(free)] {
+            let n = frame.segment_count().max(1);
+            if segments + n > quota_left {
+                sent.over_quota = true;
+                break;
+            }
+            segments += n;
+            ledger.give(frame, self.owner);
+            sent.frames += 1;
+            sent.bytes += frame.frame_len() as u64;
+        }
+        if sent.frames > 0 {
+            let given = &self.given_frames;
+            given.store(
+                given.load(Ordering::Relaxed).wrapping_add(segments as u32),
+                Ordering::Relaxed,
+            );
+            // All fit: `free` was read under the lock, which makes this the only producer.
+            let _ = sending.enqueue(&frames[..sent.frames]);
+            drop(frames.drain(..sent.frames));
+            drop(sending);
+            self.wake_client();
+        }
+        frames.drain(..).for_each(|f| ledger.free(f));
+        sent
+    }
+
+    /// Mbufs that the client has of this queue pair's share.
+    fn owned(&self) -> u32 {
+        let given = self
+            .given_empty
+            .load(Ordering::Relaxed)
+            .wrapping_add(self.given_frames.load(Ordering::Relaxed));
+        given.wrapping_sub(self.returned.load(Ordering::Relaxed))
+    }
+
+    #[inline]
+    fn wake_client(&self) {
+        if self.control.get().client_sleeps.take() {
+            self.to_client.ring();
+        }
+    }
+
+    /// Before the switch sleeps: asks the client to ring. Look for work once more after this.
+    pub fn arm_doorbell(&self) {
+        self.control.get().switch_sleeps.arm();
+    }
+
+    /// Awake again.
+    pub fn disarm_doorbell(&self) {
+        self.control.get().switch_sleeps.disarm();
+        self.to_switch.silence();
+    }
+
+    /// Is there something to take from the client?
+    pub fn has_work(&self) -> bool {
+        let mut half = self.receiving.lock();
+        half.tx.available().unwrap_or(0) > 0
+            || (half.free.available().unwrap_or(0) > 0 && !half.recycled.is_full())
+    }
+
+    /// Readable when the client has rung.
+    pub fn doorbell(&self) -> BorrowedFd<'_> {
+        self.to_switch.as_fd()
+    }
+
+    /// What the client counts.
+    pub fn client_stats(&self) -> &ClientStats {
+        &self.control.get().stats
+    }
+}
+
+/// What [`Queue::send`] did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Sent {
+    pub frames: usize,
+    pub bytes: u64,
+    /// The rest was kept back by the client's share of the pool, not by a full ring.
+    pub over_quota: bool,
+}

@@ -1,0 +1,373 @@
+//! The learning bridge, for a burst of frames from one port: parse all, look all up, then send.
+//!
+//! The loop is split so that each step's cache misses overlap: headers are prefetched while the burst is taken in,
+//! table buckets between parsing and looking up. Frames that leave by the same port leave together.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
+use vswitch_common::stats::{Counter, PortBlock};
+
+use super::BURST;
+use super::csum;
+use super::ledger::Ledger;
+use super::mac_table::{Key, Source};
+use super::parse::{self, Tag};
+use super::port::{Io, Port, PortIndex};
+use super::snapshot::{Bridge, Snapshot};
+use super::vlan::Egress;
+
+/// Frames on their way out by one port.
+type Batch = ArrayVec<Mbuf, BURST>;
+
+/// Forwards bursts, for one PMD thread.
+#[derive(Debug)]
+pub struct Forwarder {
+    thread: usize,
+    ledger: Arc<Ledger>,
+    stats: PortBlock,
+    /// Per port, what leaves by it.
+    batches: Vec<Batch>,
+    /// Ports with something in their batch.
+    pending: Vec<PortIndex>,
+}
+
+/// A parsed frame of the burst.
+#[derive(Debug, Clone, Copy)]
+struct Parsed {
+    source: Key,
+    destination: Key,
+    vlan: u16,
+    tag: Option<Tag>,
+    flood: bool,
+}
+
+impl Forwarder {
+    /// For PMD thread `thread`, which counts in `stats`.
+    pub fn new(thread: usize, ledger: Arc<Ledger>, stats: PortBlock) -> Forwarder {
+        Forwarder {
+            thread,
+            ledger,
+            stats,
+            batches: Vec::new(),
+            pending: Vec::new(),
+        }
+    }
+
+    /// Where it counts.
+    pub fn stats(&self) -> &PortBlock {
+        &self.stats
+    }
+
+    /// Adapts to the ports of a new snapshot. Nothing is pending between bursts.
+    pub fn resize(&mut self, ports: usize) {
+        self.batches.resize_with(ports, Batch::new);
+    }
+
+    /// Forwards `frames`, which came in by `port`; takes all of them. `now` in seconds.
+    pub fn burst(&mut self, snapshot: &Snapshot, port: &Port, frames: &mut Batch, now: u32) {
+        let Some(bridge) = snapshot.bridges.get(port.bridge) else {
+            frames.drain(..).for_each(|f| self.ledger.free(f));
+            return;
+        };
+        let index = usize::from(port.index);
+        let mut bytes = 0;
+        let received = frames.len() as u64;
+        let mut accepted: ArrayVec<(Mbuf, Parsed), BURST> = ArrayVec::new();
+        for frame in frames.drain(..) {
+            bytes += frame.frame_len() as u64;
+            match classify(frame.data(), port, bridge) {
+                Ok(parsed) => {
+                    bridge.table.prefetch(parsed.source);
+                    if !parsed.flood {
+                        bridge.table.prefetch(parsed.destination);
+                    }
+                    accepted.push((frame, parsed));
+                }
+                Err(reason) => self.drop_frame(frame, index, reason),
+            }
+        }
+        self.stats.add(index, Counter::RxPackets, received);
+        self.stats.add(index, Counter::RxBytes, bytes);
+
+        let mut copies = 0;
+        for (frame, parsed) in accepted {
+            if bridge.table.check_source(parsed.source, port.index, now) == Source::Learn
+                && bridge.table.learn(parsed.source, port.index, now)
+            {
+                self.stats.add(index, Counter::Learned, 1);
+            }
+            let known = if parsed.flood {
+                None
+            } else {
+                bridge.table.lookup(parsed.destination, now)
+            };
+            let target = known
+                .and_then(|i| snapshot.port(i))
+                .filter(|t| t.bridge == port.bridge);
+            copies += match target {
+                Some(target) if target.index == port.index => {
+                    self.drop_frame(frame, index, Counter::RxDropNoOutput);
+                    0
+                }
+                Some(target) => match target.vlan.egress(parsed.vlan) {
+                    // The port has left the VLAN since it was learned there.
+                    Egress::Absent => self.flood(snapshot, bridge, port, frame, &parsed),
+                    egress => {
+                        self.output(port, target, frame, parsed.tag, parsed.vlan, egress);
+                        1
+                    }
+                },
+                None => self.flood(snapshot, bridge, port, frame, &parsed),
+            };
+        }
+        self.stats.add(index, Counter::RxCopies, copies);
+        self.flush(snapshot);
+    }
+
+    /// Sends a copy to every other port of the VLAN, the frame itself to the last. Returns how many.
+    fn flood(
+        &mut self,
+        snapshot: &Snapshot,
+        bridge: &Bridge,
+        port: &Port,
+        frame: Mbuf,
+        parsed: &Parsed,
+    ) -> u64 {
+        let mut copies = 0;
+        let mut last: Option<(&Arc<Port>, Egress)> = None;
+        for target in bridge.ports.iter().filter_map(|&i| snapshot.port(i)) {
+            // A port without a link takes no part in flooding.
+            if target.index == port.index || matches!(target.io, Io::Down) {
+                continue;
+            }
+            let egress = target.vlan.egress(parsed.vlan);
+            if egress == Egress::Absent {
+                continue;
+            }
+            if let Some((previous, egress)) = last.replace((target, egress)) {
+                match self.copy(&frame) {
+                    Some(copy) => self.output(port, previous, copy, parsed.tag, parsed.vlan, egress),
+                    None => self
+                        .stats
+                        .add(usize::from(previous.index), Counter::TxDropNoBuffer, 1),
+                }
+                copies += 1;
+            }
+        }
+        match last {
+            Some((target, egress)) => {
+                self.stats.add(usize::from(port.index), Counter::RxFlooded, 1);
+                self.output(port, target, frame, parsed.tag, parsed.vlan, egress);
+                copies + 1
+            }
+            None => {
+                self.drop_frame(frame, usize::from(port.index), Counter::RxDropNoOutput);
+                0
+            }
+        }
+    }
+
+    /// Puts `frame` into the batch of `target`, tagged as it leaves there.
+    #[inline]
+    fn output(
+        &mut self,
+        from: &Port,
+        target: &Port,
+        mut frame: Mbuf,
+        tag: Option<Tag>,
+        vlan: u16,
+        egress: Egress,
+    ) {
+        let index = usize::from(target.index);
+        if !retag(&mut frame, tag, vlan, egress) {
+            return self.drop_frame(frame, index, Counter::TxDropHeadroom);
+        }
+        if frame.frame_len() > target.max_frame {
+            return self.drop_frame(frame, index, Counter::TxDropTooLong);
+        }
+        match &target.io {
+            Io::Down => return self.drop_frame(frame, index, Counter::TxDropDown),
+            Io::Client(_) => {}
+            Io::Ethdev(_) => {
+                if matches!(from.io, Io::Client(_)) {
+                    match self.ready_for_driver(frame) {
+                        Some(ready) => frame = ready,
+                        None => return self.stats.add(index, Counter::TxDropNoBuffer, 1),
+                    }
+                }
+            }
+        }
+        let batch = &mut self.batches[index];
+        if batch.is_empty() {
+            self.pending.push(target.index);
+        }
+        batch.push(frame);
+        if batch.is_full() {
+            self.send(target);
+        }
+    }
+
+    /// Makes a client's frame fit for a driver: one segment, a sound header, its checksum complete.
+    fn ready_for_driver(&mut self, mut frame: Mbuf) -> Option<Mbuf> {
+        if frame.segment_count() > 1 {
+            let single = self.copy(&frame);
+            self.ledger.free(frame);
+            frame = single?;
+        } else {
+            self.ledger.scrub(&mut frame);
+        }
+        if let Checksum::Partial { start, offset } = frame.checksum() {
+            csum::complete(frame.data_mut(), start.into(), offset.into());
+        }
+        frame.set_checksum(Checksum::Unknown);
+        Some(frame)
+    }
+
+    /// A copy of `frame` in an mbuf of its own; `None` where the pool is empty or the frame exceeds one mbuf.
+    fn copy(&self, frame: &Mbuf) -> Option<Mbuf> {
+        let len: usize = frame.segments().map(<[u8]>::len).sum();
+        if len > DATA_ROOM {
+            return None;
+        }
+        let mut fresh = ArrayVec::<Mbuf, 1>::new();
+        self.ledger.pool().alloc(&mut fresh);
+        let mut copy = fresh.pop()?;
+        let room = copy.room_mut();
+        let mut at = 0;
+        for segment in frame.segments() {
+            room[at..at + segment.len()].copy_from_slice(segment);
+            at += segment.len();
+        }
+        copy.set_frame(len, frame.checksum());
+        Some(copy)
+    }
+
+    #[cold]
+    fn drop_frame(&mut self, frame: Mbuf, index: usize, reason: Counter) {
+        self.stats.add(index, reason, 1);
+        self.ledger.free(frame);
+    }
+
+    /// Sends all that is pending.
+    fn flush(&mut self, snapshot: &Snapshot) {
+        while let Some(index) = self.pending.pop() {
+            // The index came from this very snapshot.
+            if let Some(port) = snapshot.port(index).cloned() {
+                self.send(&port);
+            }
+        }
+    }
+
+    fn send(&mut self, port: &Port) {
+        let index = usize::from(port.index);
+        let batch = &mut self.batches[index];
+        let total = batch.len();
+        let (sent, bytes, reason) = match &port.io {
+            Io::Client(session) => {
+                let queue = &session.queues()[self.thread % session.queues().len()];
+                let sent = queue.send(&self.ledger, batch);
+                (
+                    sent.frames,
+                    sent.bytes,
+                    if sent.over_quota {
+                        Counter::TxDropQuota
+                    } else {
+                        Counter::TxDropFull
+                    },
+                )
+            }
+            Io::Ethdev(io) => {
+                let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.frame_len() as u64).collect();
+                let (queue, lock) = io.tx_queue(self.thread);
+                {
+                    let _sending = lock.lock();
+                    io.device.send(queue, batch);
+                }
+                let sent = total - batch.len();
+                batch.drain(..).for_each(|f| self.ledger.free(f));
+                (sent, lengths[..sent].iter().sum(), Counter::TxDropFull)
+            }
+            Io::Down => {
+                batch.drain(..).for_each(|f| self.ledger.free(f));
+                (0, 0, Counter::TxDropDown)
+            }
+        };
+        self.stats.add(index, Counter::TxPackets, sent as u64);
+        self.stats.add(index, Counter::TxBytes, bytes);
+        if sent < total {
+            self.stats.add(index, reason, (total - sent) as u64);
+        }
+    }
+}
+
+/// Decides whether the bridge takes the frame, and what it needs to forward it.
+#[inline]
+fn classify(bytes: &[u8], port: &Port, bridge: &Bridge) -> Result<Parsed, Counter> {
+    let header = parse::parse(bytes).map_err(|_| Counter::RxDropMalformed)?;
+    if !header.source.is_station() {
+        return Err(Counter::RxDropSource);
+    }
+    if header.destination.is_reserved() && !bridge.forward_reserved {
+        return Err(Counter::RxDropReserved);
+    }
+    let vlan = port.vlan.ingress(header.tag).ok_or(Counter::RxDropVlan)?;
+    Ok(Parsed {
+        source: Key::new(vlan, header.source),
+        destination: Key::new(vlan, header.destination),
+        vlan,
+        tag: header.tag,
+        flood: header.destination.is_group(),
+    })
+}
+
+/// Gives the frame the tag, or none, with which it leaves. False: there is no room in front of it.
+#[inline]
+fn retag(frame: &mut Mbuf, tag: Option<Tag>, vlan: u16, egress: Egress) -> bool {
+    match (tag, egress) {
+        (None, Egress::Tagged) => push_tag(frame, Tag(vlan)),
+        (Some(_), Egress::Untagged) => pop_tag(frame),
+        (Some(tag), Egress::Tagged) if tag.vid() != vlan => {
+            if let Some(tci) = frame.data_mut().get_mut(parse::HEADER_LEN..parse::HEADER_LEN + 2) {
+                tci.copy_from_slice(&tag.with_vid(vlan).0.to_be_bytes());
+            }
+            true
+        }
+        _ => true,
+    }
+}
+
+/// Bytes of the two addresses, which stay in front of a tag.
+const ADDRESSES: usize = 12;
+
+fn push_tag(frame: &mut Mbuf, tag: Tag) -> bool {
+    let checksum = frame.checksum();
+    if !frame.extend_front(parse::TAG_LEN) {
+        return false;
+    }
+    let bytes = frame.data_mut();
+    bytes.copy_within(parse::TAG_LEN..parse::TAG_LEN + ADDRESSES, 0);
+    let [high, low] = tag.0.to_be_bytes();
+    bytes[ADDRESSES..ADDRESSES + parse::TAG_LEN].copy_from_slice(&[0x81, 0, high, low]);
+    shift_checksum(frame, checksum, parse::TAG_LEN as i32);
+    true
+}
+
+fn pop_tag(frame: &mut Mbuf) -> bool {
+    let checksum = frame.checksum();
+    frame.data_mut().copy_within(0..ADDRESSES, parse::TAG_LEN);
+    if !frame.trim_front(parse::TAG_LEN) {
+        return false;
+    }
+    shift_checksum(frame, checksum, -(parse::TAG_LEN as i32));
+    true
+}
+
+/// Moves the place of a half-done checksum along with the bytes.
+fn shift_checksum(frame: &mut Mbuf, checksum: Checksum, by: i32) {
+    if let Checksum::Partial { start, offset } = checksum {
+        let start = (i32::from(start) + by).clamp(0, i32::from(u16::MAX)) as u16;
+        frame.set_checksum(Checksum::Partial { start, offset });
+    }
+}

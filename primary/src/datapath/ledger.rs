@@ -1,0 +1,216 @@
+//! Who owns each mbuf: the switch, or one of its clients.
+//!
+//! It lies in private memory, and nothing that a client hands in is touched before it was looked up here: the address
+//! must be that of an mbuf of the pool, to the byte, and that client must own it. One comparison decides both.
+//!
+//! Mbufs are larger than 2 KiB, so at most one begins in any 2 KiB of the pool; a word per 2 KiB holds the place of
+//! that beginning and the owner. No division, and gaps between memory pages do not matter.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use vswitch_common::mbuf::{MAX_SEGMENTS, Mbuf};
+use vswitch_common::mempool::{BYTES_PER_MBUF, Pool, buffer_iova};
+
+/// Who owns an mbuf. [`Owner::SWITCH`], or a client: its port's index plus one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner(u16);
+
+impl Owner {
+    /// The switch itself: in the pool, in a driver, or on its way through.
+    pub const SWITCH: Owner = Owner(0);
+
+    /// The client of the port with index `port`.
+    pub fn client(port: u16) -> Owner {
+        Owner(port + 1)
+    }
+}
+
+const BLOCK: usize = 2048;
+const _: () = assert!(BYTES_PER_MBUF > BLOCK);
+/// Bus addresses are kept by the smallest page that DPDK's pools lie on.
+const PAGE: usize = 2 << 20;
+/// No mbuf begins in this block.
+const NONE: u32 = u32::MAX;
+
+/// The owners of all mbufs of one pool.
+#[derive(Debug)]
+pub struct Ledger {
+    pool: Pool,
+    base: usize,
+    /// Per block of 2 KiB: offset of the mbuf's beginning << 16 | owner.
+    words: Box<[AtomicU32]>,
+    /// Bus address minus virtual address of each page.
+    iova_offset: Box<[u64]>,
+}
+
+impl Ledger {
+    /// The ledger of `pool`, all of whose mbufs are the switch's.
+    pub fn new(pool: Pool) -> Ledger {
+        let addresses = pool.addresses();
+        let low = addresses.iter().copied().min().unwrap_or(0);
+        let high = addresses.iter().copied().max().unwrap_or(0);
+        let base = low / PAGE * PAGE;
+        let words: Vec<AtomicU32> = (0..=(high - base) / BLOCK)
+            .map(|_| AtomicU32::new(NONE))
+            .collect();
+        let mut iova_offset = vec![0; (high - base) / PAGE + 1];
+        for &address in &addresses {
+            let at = address - base;
+            words[at / BLOCK].store(word(at, Owner::SWITCH), Ordering::Relaxed);
+            let page = &mut iova_offset[at / PAGE];
+            if *page == 0 {
+                *page = buffer_iova(address).wrapping_sub(Mbuf::buffer_address(address) as u64);
+            }
+        }
+        Ledger {
+            pool,
+            base,
+            words: words.into(),
+            iova_offset: iova_offset.into(),
+        }
+    }
+
+    /// The pool it keeps.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    #[inline]
+    fn word_of(&self, address: usize) -> Option<(&AtomicU32, usize)> {
+        let at = address.wrapping_sub(self.base);
+        Some((self.words.get(at / BLOCK)?, at))
+    }
+
+    /// Starts loading the word of `address`.
+    #[inline]
+    pub fn prefetch(&self, address: usize) {
+        if let Some((word, _)) = self.word_of(address) {
+            vswitch_common::mbuf::prefetch((&raw const *word).cast());
+        }
+    }
+
+    /// Takes the mbuf at `address` back from `owner`: `None` unless it is one, and that client's.
+    #[inline]
+    pub fn take(&self, address: usize, owner: Owner) -> Option<Mbuf> {
+        let (slot, at) = self.word_of(address)?;
+        if slot.load(Ordering::Relaxed) != word(at, owner) {
+            return None;
+        }
+        slot.store(word(at, Owner::SWITCH), Ordering::Relaxed);
+        // SAFETY: the word says that an mbuf of the pool begins right there, and it is the switch's from here on.
+        unsafe { Mbuf::from_address(address) }
+    }
+
+    /// Takes a whole frame back: the mbuf at `address` and those it links to, all of them `owner`'s. The links are
+    /// rewritten, so that the frame is sound whatever the client wrote; `None` (and all that was good is freed)
+    /// where one is not.
+    #[inline]
+    pub fn take_frame(&self, address: usize, owner: Owner) -> Option<Mbuf> {
+        let mut first = self.take(address, owner)?;
+        if first.segment_count() <= 1 {
+            let checksum = first.checksum();
+            first.make_single(checksum);
+            return Some(first);
+        }
+        self.take_chain(first, owner)
+    }
+
+    #[cold]
+    fn take_chain(&self, mut first: Mbuf, owner: Owner) -> Option<Mbuf> {
+        let mut segments = arrayvec::ArrayVec::<Mbuf, MAX_SEGMENTS>::new();
+        let checksum = first.checksum();
+        let count = first.segment_count();
+        let mut next = first.unlink();
+        segments.push(first);
+        for _ in 1..count {
+            let Some(mut mbuf) = (!segments.is_full()).then(|| self.take(next, owner)).flatten() else {
+                segments.drain(..).for_each(|m| self.free(m));
+                return None;
+            };
+            next = mbuf.unlink();
+            segments.push(mbuf);
+        }
+        let mut frame = Mbuf::chain(segments)?;
+        frame.set_checksum(checksum);
+        Some(frame)
+    }
+
+    /// Makes `mbuf` (all segments of the frame) `owner`'s. Do this before its address goes onto the client's ring.
+    #[inline]
+    pub fn give(&self, mbuf: &Mbuf, owner: Owner) {
+        self.set_owner(mbuf.address(), owner);
+        if mbuf.segment_count() > 1 {
+            mbuf.following_addresses().for_each(|a| self.set_owner(a, owner));
+        }
+    }
+
+    #[inline]
+    fn set_owner(&self, address: usize, owner: Owner) {
+        if let Some((slot, at)) = self.word_of(address) {
+            slot.store(word(at, owner), Ordering::Relaxed);
+        }
+    }
+
+    /// Repairs what a client may have done to the header of a frame that a driver gets next.
+    #[inline]
+    pub fn scrub(&self, mbuf: &mut Mbuf) {
+        let page = mbuf.address().wrapping_sub(self.base) / PAGE;
+        let offset = self.iova_offset.get(page).copied().unwrap_or(0);
+        let iova = offset.wrapping_add(Mbuf::buffer_address(mbuf.address()) as u64);
+        mbuf.scrub(&self.pool, iova);
+    }
+
+    /// Gives a frame that the switch owns back to the pool, all its segments.
+    pub fn free(&self, mut mbuf: Mbuf) {
+        let mut batch = arrayvec::ArrayVec::<Mbuf, MAX_SEGMENTS>::new();
+        let mut left = mbuf.segment_count().clamp(1, MAX_SEGMENTS);
+        loop {
+            left -= 1;
+            let next = mbuf.unlink();
+            self.scrub(&mut mbuf);
+            batch.push(mbuf);
+            if left == 0 {
+                break;
+            }
+            // SAFETY: the switch owns the frame, so its links are its own (`take_frame` rewrote a client's).
+            match unsafe { Mbuf::from_address(next) } {
+                Some(m) => mbuf = m,
+                None => break,
+            }
+        }
+        self.pool.free(&mut batch);
+    }
+
+    /// Takes everything back that `owner` has and returns it to the pool; says how many mbufs that were.
+    /// Only when that client is dead or has let go, and no thread moves frames of its port.
+    pub fn reclaim(&self, owner: Owner) -> usize {
+        let mut count = 0;
+        for (block, slot) in self.words.iter().enumerate() {
+            let w = slot.load(Ordering::Relaxed);
+            if w == NONE || w as u16 != owner.0 {
+                continue;
+            }
+            let address = self.base + block * BLOCK + (w >> 16) as usize;
+            if let Some(mut mbuf) = self.take(address, owner) {
+                mbuf.unlink();
+                self.free(mbuf);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Mbufs that `owner` has now.
+    pub fn owned(&self, owner: Owner) -> usize {
+        self.words
+            .iter()
+            .map(|w| w.load(Ordering::Relaxed))
+            .filter(|&w| w != NONE && w as u16 == owner.0)
+            .count()
+    }
+}
+
+#[inline]
+fn word(at: usize, owner: Owner) -> u32 {
+    ((at % BLOCK) as u32) << 16 | u32::from(owner.0)
+}

@@ -1,0 +1,580 @@
+//! The learning table of a bridge: (VLAN, MAC) to port, built for bursts.
+//!
+//! Buckets are one cache line: four entries of two words. A key has two candidate buckets; nearly every look-up ends
+//! in the first, which the caller prefetches. Look-ups take no lock and write nothing, except that a source seen in
+//! a new second updates its entry's time. Inserting, moving and evicting happen under one lock, off the common path.
+//!
+//! A reader that meets an entry while it is replaced sees either key with either value at worst for that one frame;
+//! the value is checked against the VLAN of the port on the way out, so VLANs stay apart whatever it reads.
+
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use vswitch_common::mbuf::prefetch;
+
+use super::parse::Mac;
+
+/// Entries in a bucket.
+const WAYS: usize = 4;
+/// Seconds an entry lives without being seen (802.1D's default, and Open vSwitch's).
+pub const DEFAULT_AGING: u32 = 300;
+/// Entries by default, as in Open vSwitch.
+pub const DEFAULT_SIZE: usize = 8192;
+
+/// (VLAN, MAC) as the table keeps it; never zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Key(u64);
+
+impl Key {
+    const USED: u64 = 1 << 63;
+
+    /// The key of `mac` in `vlan`.
+    #[inline]
+    pub fn new(vlan: u16, mac: Mac) -> Key {
+        Key(Self::USED | u64::from(vlan & 0x0fff) << 48 | mac.bits())
+    }
+
+    fn mac(self) -> Mac {
+        Mac::from_bits(self.0)
+    }
+
+    fn vlan(self) -> u16 {
+        (self.0 >> 48) as u16 & 0x0fff
+    }
+
+    #[inline]
+    fn hash(self, seed: u64) -> u64 {
+        let h = (self.0 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (h ^ h >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    }
+}
+
+/// Port and time last seen, packed into a word: seen (32) | fixed (1) | port (16).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Value(u64);
+
+impl Value {
+    const FIXED: u64 = 1 << 16;
+
+    fn new(port: u16, seen: u32, fixed: bool) -> Value {
+        Value(u64::from(seen) << 32 | if fixed { Self::FIXED } else { 0 } | u64::from(port))
+    }
+
+    #[inline]
+    fn port(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline]
+    fn seen(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    #[inline]
+    fn fixed(self) -> bool {
+        self.0 & Self::FIXED != 0
+    }
+
+    #[inline]
+    fn expired(self, now: u32, aging: u32) -> bool {
+        !self.fixed() && now.wrapping_sub(self.seen()) as i32 > aging as i32
+    }
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    key: AtomicU64,
+    value: AtomicU64,
+}
+
+#[repr(align(64))]
+#[derive(Debug, Default)]
+struct Bucket([Slot; WAYS]);
+
+const _: () = assert!(size_of::<Bucket>() == 64);
+
+/// What a look-up of a frame's source says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Known on this port; its time is up to date.
+    Known,
+    /// New, moved or expired: call [`MacTable::learn`].
+    Learn,
+}
+
+/// An entry as `fdb/show` prints it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry {
+    pub port: u16,
+    pub vlan: u16,
+    pub mac: Mac,
+    /// Seconds since it was seen; `None` for a fixed one.
+    pub age: Option<u32>,
+}
+
+/// Counts since the table was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub learned: u64,
+    pub moved: u64,
+    pub expired: u64,
+    pub evicted: u64,
+}
+
+/// The table of one bridge.
+#[derive(Debug)]
+pub struct MacTable {
+    buckets: Box<[Bucket]>,
+    shift: u32,
+    seed: u64,
+    aging: AtomicU32,
+    capacity: usize,
+    writer: Mutex<Writer>,
+}
+
+#[derive(Debug, Default)]
+struct Writer {
+    count: usize,
+    /// Learned entries per port, which eviction balances.
+    per_port: Vec<u32>,
+    totals: Totals,
+    /// Bucket where the next search for a victim starts.
+    hand: usize,
+}
+
+impl MacTable {
+    /// A table for at most `capacity` addresses, each forgotten `aging` seconds after it was last seen.
+    pub fn new(capacity: usize, aging: u32) -> MacTable {
+        let capacity = capacity.clamp(8, 1 << 22);
+        // At most half full, so that two buckets of four nearly never overflow.
+        let count = (capacity / 2).next_power_of_two().max(2);
+        let mut seed = [0; 8];
+        // A failure leaves a fixed seed: only an attacker's collisions would get easier.
+        let _ = std::fs::File::open("/dev/urandom")
+            .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut seed));
+        MacTable {
+            buckets: (0..count).map(|_| Bucket::default()).collect(),
+            shift: 64 - count.trailing_zeros(),
+            seed: u64::from_le_bytes(seed),
+            aging: AtomicU32::new(aging),
+            capacity,
+            writer: Mutex::default(),
+        }
+    }
+
+    /// Addresses it holds at most.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Changes the time to live, in seconds.
+    pub fn set_aging(&self, seconds: u32) {
+        self.aging.store(seconds, Ordering::Relaxed);
+    }
+
+    #[inline]
+    fn candidates(&self, key: Key) -> [&Bucket; 2] {
+        let h = key.hash(self.seed);
+        let first = (h >> self.shift) as usize;
+        let second = (h.rotate_left(24) >> self.shift) as usize ^ 1;
+        // Both are below the power of two that is the table's length; the mask tells the compiler.
+        let mask = self.buckets.len() - 1;
+        [&self.buckets[first & mask], &self.buckets[second & mask]]
+    }
+
+    /// Starts loading what a look-up of `key` will read.
+    #[inline]
+    pub fn prefetch(&self, key: Key) {
+        let first = (key.hash(self.seed) >> self.shift) as usize & (self.buckets.len() - 1);
+        prefetch((&raw const self.buckets[first]).cast());
+    }
+
+    #[inline]
+    fn find(&self, key: Key) -> Option<&Slot> {
+        let [first, second] = self.candidates(key);
+        first
+            .0
+            .iter()
+            .chain(&second.0)
+            .find(|s| s.key.load(Ordering::Acquire) == key.0)
+    }
+
+    /// The port behind which `key` was seen, if that was not too long ago. `now` in seconds.
+    #[inline]
+    pub fn lookup(&self, key: Key, now: u32) -> Option<u16> {
+        let value = Value(self.find(key)?.value.load(Ordering::Relaxed));
+        (!value.expired(now, self.aging.load(Ordering::Relaxed))).then_some(value.port())
+    }
+
+    /// Checks the source `key` of a frame that came in by `port`, and keeps its entry young.
+    #[inline]
+    pub fn check_source(&self, key: Key, port: u16, now: u32) -> Source {
+        let Some(slot) = self.find(key) else {
+            return Source::Learn;
+        };
+        let value = Value(slot.value.load(Ordering::Relaxed));
+        if value.fixed() {
+            return Source::Known;
+        }
+        if value.port() != port || value.expired(now, self.aging.load(Ordering::Relaxed)) {
+            return Source::Learn;
+        }
+        if value.seen() != now {
+            // Compare and swap, once a second and entry: the slot may just be given to another key.
+            let young = Value::new(port, now, false).0;
+            let _ = slot
+                .value
+                .compare_exchange(value.0, young, Ordering::Relaxed, Ordering::Relaxed);
+        }
+        Source::Known
+    }
+
+    /// Learns that `key` is behind `port`. Returns false if it was known there already or is fixed elsewhere.
+    #[cold]
+    pub fn learn(&self, key: Key, port: u16, now: u32) -> bool {
+        self.insert(key, port, now, false)
+    }
+
+    /// Adds an entry that neither ages nor moves.
+    pub fn add_fixed(&self, key: Key, port: u16, now: u32) {
+        self.insert(key, port, now, true);
+    }
+
+    fn insert(&self, key: Key, port: u16, now: u32, fixed: bool) -> bool {
+        let mut writer = self.lock();
+        if let Some(slot) = self.find(key) {
+            let old = Value(slot.value.load(Ordering::Relaxed));
+            if old.fixed() && !fixed {
+                return false;
+            }
+            slot.value
+                .store(Value::new(port, now, fixed).0, Ordering::Release);
+            writer.uncount(old);
+            writer.count(port, fixed);
+            let moved = old.port() != port;
+            writer.totals.moved += u64::from(moved);
+            return moved || old.seen() != now;
+        }
+        if writer.count >= self.capacity {
+            self.make_room(&mut writer, now);
+        }
+        let [first, second] = self.candidates(key);
+        let free = first
+            .0
+            .iter()
+            .chain(&second.0)
+            .find(|s| s.key.load(Ordering::Relaxed) == 0);
+        let slot = match free {
+            Some(slot) => slot,
+            None => {
+                let heaviest = writer.heaviest();
+                let both = first.0.iter().chain(&second.0);
+                let Some((victim, _)) = both
+                    .filter_map(|s| rank(s, heaviest, now))
+                    .max_by_key(|&(_, r)| r)
+                else {
+                    return false;
+                };
+                writer.evict(victim);
+                victim
+            }
+        };
+        slot.value
+            .store(Value::new(port, now, fixed).0, Ordering::Release);
+        slot.key.store(key.0, Ordering::Release);
+        writer.count += 1;
+        writer.count(port, fixed);
+        writer.totals.learned += 1;
+        true
+    }
+
+    /// Evicts one entry of a full table: of the port that holds most, the oldest among a few looked at. So a port
+    /// that floods the table with addresses loses its own.
+    fn make_room(&self, writer: &mut Writer, now: u32) {
+        const LOOK_AT: usize = 32;
+        let heaviest = writer.heaviest();
+        let mut victim: Option<(&Slot, Rank)> = None;
+        let mut looked_at = 0;
+        for _ in 0..self.buckets.len() {
+            let bucket = &self.buckets[writer.hand & (self.buckets.len() - 1)];
+            writer.hand = writer.hand.wrapping_add(1);
+            for found in bucket.0.iter().filter_map(|slot| rank(slot, heaviest, now)) {
+                if victim.is_none_or(|(_, best)| found.1 > best) {
+                    victim = Some(found);
+                }
+                looked_at += 1;
+            }
+            if looked_at >= LOOK_AT && victim.is_some_and(|(_, rank)| rank.0) {
+                break;
+            }
+        }
+        if let Some((slot, _)) = victim {
+            writer.evict(slot);
+        }
+    }
+
+    /// Forgets what was not seen for the time to live. Call it once a second or so.
+    pub fn expire(&self, now: u32) {
+        let aging = self.aging.load(Ordering::Relaxed);
+        let expired = self.remove_if(|value| value.expired(now, aging));
+        self.lock().totals.expired += expired as u64;
+    }
+
+    /// Forgets everything learned on `port`, fixed entries too: the port is gone or has lost its link.
+    pub fn flush_port(&self, port: u16) {
+        self.remove_if(|value| value.port() == port);
+    }
+
+    /// Forgets everything learned.
+    pub fn flush(&self) {
+        self.remove_if(|value| !value.fixed());
+    }
+
+    /// Removes the entry of `key`; false where there is none.
+    pub fn remove(&self, key: Key) -> bool {
+        let mut writer = self.lock();
+        let found = self.find(key);
+        if let Some(slot) = found {
+            writer.clear(slot);
+        }
+        found.is_some()
+    }
+
+    fn remove_if(&self, mut unwanted: impl FnMut(Value) -> bool) -> usize {
+        let mut removed = 0;
+        // The lock is taken anew for each stretch, so that learning does not wait for a large table.
+        for stretch in self.buckets.chunks(1024) {
+            let mut writer = self.lock();
+            if writer.count == 0 {
+                break;
+            }
+            for slot in stretch.iter().flat_map(|b| &b.0) {
+                let value = Value(slot.value.load(Ordering::Relaxed));
+                if slot.key.load(Ordering::Relaxed) != 0 && unwanted(value) {
+                    writer.clear(slot);
+                    removed += 1;
+                }
+            }
+        }
+        removed
+    }
+
+    /// All entries that have not expired, by VLAN and address.
+    pub fn entries(&self, now: u32) -> Vec<Entry> {
+        let aging = self.aging.load(Ordering::Relaxed);
+        let _writer = self.lock();
+        let mut entries: Vec<Entry> = self
+            .buckets
+            .iter()
+            .flat_map(|b| &b.0)
+            .filter_map(|slot| {
+                let key = Key(slot.key.load(Ordering::Relaxed));
+                let value = Value(slot.value.load(Ordering::Relaxed));
+                (key.0 != 0 && !value.expired(now, aging)).then(|| Entry {
+                    port: value.port(),
+                    vlan: key.vlan(),
+                    mac: key.mac(),
+                    age: (!value.fixed()).then(|| now.wrapping_sub(value.seen())),
+                })
+            })
+            .collect();
+        entries.sort_by_key(|e| (e.vlan, e.mac.bytes()));
+        entries
+    }
+
+    /// Addresses held now.
+    pub fn len(&self) -> usize {
+        self.lock().count
+    }
+
+    /// Holds it none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Counts since the table was made.
+    pub fn totals(&self) -> Totals {
+        self.lock().totals
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How gladly an entry is given up: those of the port that holds most first, then the oldest.
+type Rank = (bool, u32);
+
+/// The rank of what is in `slot`; `None` where nothing is that may be evicted.
+fn rank(slot: &Slot, heaviest: Option<u16>, now: u32) -> Option<(&Slot, Rank)> {
+    let value = Value(slot.value.load(Ordering::Relaxed));
+    let used = slot.key.load(Ordering::Relaxed) != 0 && !value.fixed();
+    used.then(|| {
+        (
+            slot,
+            (Some(value.port()) == heaviest, now.wrapping_sub(value.seen())),
+        )
+    })
+}
+
+impl Writer {
+    /// The port that holds most learned entries.
+    fn heaviest(&self) -> Option<u16> {
+        self.per_port
+            .iter()
+            .enumerate()
+            .max_by_key(|&(_, n)| n)
+            .map(|(port, _)| port as u16)
+    }
+
+    fn evict(&mut self, slot: &Slot) {
+        self.totals.evicted += 1;
+        self.clear(slot);
+    }
+
+    fn count(&mut self, port: u16, fixed: bool) {
+        let port = usize::from(port);
+        if self.per_port.len() <= port {
+            self.per_port.resize(port + 1, 0);
+        }
+        self.per_port[port] += u32::from(!fixed);
+    }
+
+    fn uncount(&mut self, value: Value) {
+        if let Some(n) = self.per_port.get_mut(usize::from(value.port())) {
+            *n -= u32::from(!value.fixed());
+        }
+    }
+
+    fn clear(&mut self, slot: &Slot) {
+        self.uncount(Value(slot.value.load(Ordering::Relaxed)));
+        slot.key.store(0, Ordering::Release);
+        self.count -= 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::HashMap;
+
+    fn key(vlan: u16, n: u64) -> Key {
+        Key::new(vlan, Mac::from_bits(n << 8 | 2))
+    }
+
+    #[derive(Debug, Clone)]
+    enum Op {
+        Frame { vlan: u16, mac: u64, port: u16 },
+        Pass(u32),
+        Expire,
+        FlushPort(u16),
+        Flush,
+    }
+
+    fn op() -> impl Strategy<Value = Op> {
+        prop_oneof![
+            8 => (0u16..3, 0u64..40, 0u16..5).prop_map(|(vlan, mac, port)| Op::Frame { vlan, mac, port }),
+            2 => (0u32..200).prop_map(Op::Pass),
+            1 => Just(Op::Expire),
+            1 => (0u16..5).prop_map(Op::FlushPort),
+            1 => Just(Op::Flush),
+        ]
+    }
+
+    proptest! {
+        /// Against a plain map, with room for all: what was learned last is found until it is too old or flushed.
+        #[test]
+        fn behaves_as_a_map_that_forgets(ops in proptest::collection::vec(op(), 1..200)) {
+            let table = MacTable::new(1024, 300);
+            let mut model: HashMap<(u16, u64), (u16, u32)> = HashMap::new();
+            let mut now = 1000;
+            for op in ops {
+                match op {
+                    Op::Frame { vlan, mac, port } => {
+                        let known = model.get(&(vlan, mac)).is_some_and(|&(p, t)| p == port && now - t <= 300);
+                        let source = table.check_source(key(vlan, mac), port, now);
+                        prop_assert_eq!(source, if known { Source::Known } else { Source::Learn });
+                        if source == Source::Learn {
+                            table.learn(key(vlan, mac), port, now);
+                        }
+                        model.insert((vlan, mac), (port, now));
+                    }
+                    Op::Pass(seconds) => now += seconds,
+                    Op::Expire => {
+                        table.expire(now);
+                        model.retain(|_, &mut (_, t)| now - t <= 300);
+                        prop_assert_eq!(table.len(), model.len());
+                    }
+                    Op::FlushPort(port) => {
+                        table.flush_port(port);
+                        model.retain(|_, &mut (p, _)| p != port);
+                    }
+                    Op::Flush => {
+                        table.flush();
+                        model.clear();
+                    }
+                }
+                for vlan in 0..3 {
+                    for mac in 0..40 {
+                        let expected = model.get(&(vlan, mac)).filter(|e| now - e.1 <= 300).map(|e| e.0);
+                        prop_assert_eq!(table.lookup(key(vlan, mac), now), expected);
+                    }
+                }
+            }
+        }
+
+        /// However many addresses come, the cap holds and the counts agree with the content.
+        #[test]
+        fn the_cap_holds(macs in proptest::collection::vec((0u64..5000, 0u16..4), 1..3000)) {
+            let table = MacTable::new(256, 300);
+            for (i, (mac, port)) in macs.iter().enumerate() {
+                table.learn(key(0, *mac), *port, i as u32 / 100);
+                prop_assert_eq!(table.lookup(key(0, *mac), i as u32 / 100), Some(*port));
+            }
+            let len = table.len();
+            prop_assert!(len <= 256);
+            prop_assert_eq!(table.entries(30).len(), len);
+            let counted: u32 = table.lock().per_port.iter().sum();
+            prop_assert_eq!(counted as usize, len);
+        }
+    }
+
+    #[test]
+    fn a_port_that_floods_addresses_loses_its_own() {
+        let table = MacTable::new(1024, 300);
+        for mac in 0..100 {
+            table.learn(key(0, mac), 1, 10);
+        }
+        for mac in 1000..50_000 {
+            table.learn(key(0, mac), 2, 20);
+        }
+        let kept = (0..100)
+            .filter(|&mac| table.lookup(key(0, mac), 20) == Some(1))
+            .count();
+        // A few may fall to full buckets; the flood as a whole must not push them out.
+        assert!(kept >= 95, "{kept} of 100 addresses of the quiet port are left");
+    }
+
+    #[test]
+    fn fixed_entries_neither_move_nor_age() {
+        let table = MacTable::new(64, 300);
+        table.add_fixed(key(5, 1), 3, 0);
+        assert!(!table.learn(key(5, 1), 4, 10));
+        table.expire(100_000);
+        table.flush();
+        assert_eq!(table.lookup(key(5, 1), 100_000), Some(3));
+        assert_eq!(table.entries(1)[0].age, None);
+        table.flush_port(3);
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn nearly_nothing_is_evicted_below_the_cap() {
+        let table = MacTable::new(8192, 300);
+        for mac in 0..8192 {
+            table.learn(key(0, mac), 1, 1);
+        }
+        assert!(table.len() > 8150, "{} of 8192 are held", table.len());
+    }
+}

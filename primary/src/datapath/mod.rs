@@ -1,0 +1,17 @@
+//! The fast path: receive, parse, look up, send. It knows no database, no socket and no configuration but
+//! [`snapshot::Snapshot`].
+
+pub mod client_port;
+pub mod clock;
+pub mod csum;
+pub mod forward;
+pub mod ledger;
+pub mod mac_table;
+pub mod parse;
+pub mod pmd;
+pub mod port;
+pub mod snapshot;
+pub mod vlan;
+
+/// Frames handled together.
+pub const BURST: usize = 32;

@@ -1,0 +1,185 @@
+//! A PMD thread: polls its receive queues, forwards what comes, sleeps when nothing does.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use arrayvec::ArrayVec;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
+use vswitch_common::mbuf::Mbuf;
+use vswitch_common::stats::{Counter, PortBlock};
+
+use super::BURST;
+use super::clock::{Clock, tsc};
+use super::forward::Forwarder;
+use super::ledger::Ledger;
+use super::port::{Io, Port};
+use super::snapshot::{Publisher, Snapshot};
+
+/// How long a thread polls in vain before it sleeps. Longer than the gaps of traffic worth polling for.
+const IDLE_BEFORE_SLEEP: Duration = Duration::from_micros(50);
+/// Longest sleep while a polled device can't ring a doorbell.
+const DEVICE_SLEEP: Duration = Duration::from_micros(250);
+/// Longest sleep otherwise: a safety net, no timer that anything waits for.
+const MAX_SLEEP: Duration = Duration::from_millis(100);
+
+/// What the control thread shares with a PMD thread.
+#[derive(Debug, Default)]
+pub struct Control {
+    pub stop: AtomicBool,
+    /// Kernel thread id, once it runs.
+    pub tid: AtomicU32,
+}
+
+/// Everything a PMD thread works with.
+#[derive(Debug)]
+pub struct Pmd {
+    pub thread: usize,
+    pub publisher: Arc<Publisher>,
+    pub ledger: Arc<Ledger>,
+    pub stats: PortBlock,
+    pub clock: Clock,
+    pub control: Arc<Control>,
+}
+
+/// A receive queue with its port at hand.
+struct Polled {
+    port: Arc<Port>,
+    queue: u16,
+}
+
+impl Pmd {
+    /// Works until told to stop.
+    pub fn run(self) {
+        let Pmd {
+            thread,
+            publisher,
+            ledger,
+            stats,
+            clock,
+            control,
+        } = self;
+        control
+            .tid
+            .store(nix::unistd::gettid().as_raw() as u32, Ordering::Release);
+        let mut forwarder = Forwarder::new(thread, ledger.clone(), stats);
+        let (mut snapshot, mut generation) = publisher.load(thread, Arc::default());
+        let mut queues = polled_queues(&snapshot, thread);
+        forwarder.resize(snapshot.ports.len());
+        let idle_ticks = clock.ticks(IDLE_BEFORE_SLEEP);
+        let mut last = tsc();
+        let mut idle_since = last;
+        let mut frames = ArrayVec::<Mbuf, BURST>::new();
+
+        while !control.stop.load(Ordering::Relaxed) {
+            if publisher.changed(generation) {
+                // The queues hold ports of the old snapshot: they go first.
+                queues.clear();
+                (snapshot, generation) = publisher.load(thread, snapshot);
+                queues = polled_queues(&snapshot, thread);
+                forwarder.resize(snapshot.ports.len());
+                idle_since = tsc();
+            }
+            let now = clock.seconds(last);
+            let mut packets = 0;
+            let mut worked = false;
+            for polled in &queues {
+                worked |= poll(polled, &ledger, forwarder.stats(), &mut frames);
+                if !frames.is_empty() {
+                    packets += frames.len();
+                    forwarder.burst(&snapshot, &polled.port, &mut frames, now);
+                }
+            }
+            let tick = tsc();
+            if packets > 0 {
+                forwarder
+                    .stats()
+                    .thread()
+                    .burst(packets as u64, tick.wrapping_sub(last));
+            } else {
+                forwarder.stats().thread().idle(tick.wrapping_sub(last));
+            }
+            last = tick;
+            if worked {
+                idle_since = tick;
+            } else if tick.wrapping_sub(idle_since) > idle_ticks && snapshot.max_sleep != Some(Duration::ZERO)
+            {
+                sleep(
+                    &queues,
+                    snapshot.max_sleep,
+                    publisher.wake(thread).as_fd(),
+                    forwarder.stats(),
+                );
+                publisher.wake(thread).silence();
+                last = tsc();
+                idle_since = last;
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+        drop(queues);
+        drop(snapshot);
+        publisher.stopped(thread);
+    }
+}
+
+fn polled_queues(snapshot: &Snapshot, thread: usize) -> Vec<Polled> {
+    let mine = snapshot.polled.get(thread).map_or(&[][..], Vec::as_slice);
+    mine.iter()
+        .filter_map(|q| {
+            Some(Polled {
+                port: snapshot.port(q.port)?.clone(),
+                queue: q.queue,
+            })
+        })
+        .collect()
+}
+
+/// Takes a burst into `frames`; true if there was anything to do.
+#[inline]
+fn poll(polled: &Polled, ledger: &Ledger, stats: &PortBlock, frames: &mut ArrayVec<Mbuf, BURST>) -> bool {
+    match &polled.port.io {
+        Io::Client(session) => {
+            let found = session.queues()[usize::from(polled.queue)].receive(ledger, frames);
+            if found.bad_mbufs + found.bad_rings > 0 {
+                let index = usize::from(polled.port.index);
+                stats.add(index, Counter::RxBadMbuf, found.bad_mbufs);
+                stats.add(index, Counter::RxBadRing, found.bad_rings);
+            }
+            !frames.is_empty() || found.moved > 0
+        }
+        Io::Ethdev(io) => {
+            io.device.receive(polled.queue, frames);
+            for frame in frames.iter_mut() {
+                frame.normalize_received();
+                frame.prefetch_frame();
+            }
+            !frames.is_empty()
+        }
+        Io::Down => false,
+    }
+}
+
+/// Sleeps until a client or the control thread rings, or for as long as devices without doorbells may wait.
+fn sleep(queues: &[Polled], max: Option<Duration>, wake: BorrowedFd<'_>, stats: &PortBlock) {
+    let clients = || {
+        queues.iter().filter_map(|p| match &p.port.io {
+            Io::Client(session) => Some(&session.queues()[usize::from(p.queue)]),
+            _ => None,
+        })
+    };
+    clients().for_each(|q| q.arm_doorbell());
+    if !clients().any(|q| q.has_work()) {
+        let devices = queues.iter().any(|p| matches!(p.port.io, Io::Ethdev(_)));
+        let longest = if devices { DEVICE_SLEEP } else { MAX_SLEEP };
+        let timeout = max.map_or(longest, |m| m.min(longest));
+        let mut fds: Vec<PollFd> = vec![PollFd::new(wake, PollFlags::POLLIN)];
+        fds.extend(clients().map(|q| PollFd::new(q.doorbell(), PollFlags::POLLIN)));
+        stats.thread().sleep();
+        // Errors (a signal) are a wake-up like any other.
+        let _ = ppoll(&mut fds, Some(TimeSpec::from_duration(timeout)), None);
+    }
+    clients().for_each(|q| q.disarm_doorbell());
+}

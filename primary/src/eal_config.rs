@@ -1,0 +1,253 @@
+//! EAL's arguments, from the command line, the database and what the switch itself needs.
+
+use std::path::Path;
+
+use crate::cpus;
+use crate::memory::{self, Hugepages};
+use crate::pmds::MAX_PMDS;
+
+/// Where DPDK's mappings begin in every process: an address that no 64-bit process uses by chance, so that
+/// secondaries find the same range free.
+const BASE_ADDRESS: &str = "0x100000000000";
+
+/// What the user says of EAL.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wishes {
+    /// Arguments before `--`.
+    pub arguments: Vec<String>,
+    /// other_config:dpdk-extra.
+    pub extra: Option<String>,
+    /// other_config:dpdk-socket-mem, MiB per NUMA node with commas.
+    pub socket_mem: Option<String>,
+    /// other_config:dpdk-lcore-mask, for the threads that do not forward.
+    pub lcore_mask: Option<String>,
+}
+
+/// EAL's arguments, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EalConfig {
+    pub arguments: Vec<String>,
+    pub file_prefix: String,
+    /// MiB of hugepages.
+    pub memory_mb: u64,
+    /// CPUs that the whole process shall keep to, if the user says so (`-c`, `-l`).
+    pub cpus: Option<Vec<usize>>,
+}
+
+/// Options of EAL that would break sharing memory with clients, and why.
+const FORBIDDEN: &[(&str, &str)] = &[
+    ("--in-memory", "clients could not map the memory"),
+    ("--no-huge", "clients could not map the memory"),
+    ("--no-shconf", "clients could not find the memory"),
+    ("--huge-unlink", "clients could not map the memory"),
+    (
+        "--lcores",
+        "the switch maps lcores itself; use -l or -c for its CPUs, other_config:pmd-cpu-mask for PMD threads",
+    ),
+];
+
+impl EalConfig {
+    /// Puts the arguments together, for a switch in run-time directory `rundir` on a host with `pages`.
+    ///
+    /// # Errors
+    /// An argument that can't be, or too few hugepages; in words for the user.
+    pub fn new(wishes: &Wishes, rundir: &Path, pages: &[Hugepages]) -> Result<EalConfig, String> {
+        let mut arguments = Vec::new();
+        let mut file_prefix = default_prefix(rundir);
+        let mut socket_mem = wishes.socket_mem.clone();
+        let mut cpu_list = None;
+        let extra = wishes
+            .extra
+            .iter()
+            .flat_map(|e| e.split_whitespace())
+            .map(str::to_owned);
+        let mut words = wishes.arguments.iter().cloned().chain(extra);
+        while let Some(word) = words.next() {
+            let (name, mut value) = match word.split_once('=') {
+                Some((name, value)) if name.starts_with("--") => (name.to_owned(), Some(value.to_owned())),
+                _ if word.starts_with('-') && !word.starts_with("--") && word.len() > 2 => {
+                    (word[..2].to_owned(), Some(word[2..].to_owned()))
+                }
+                _ => (word.clone(), None),
+            };
+            if let Some((_, why)) = FORBIDDEN.iter().find(|(f, _)| *f == name) {
+                return Err(format!("EAL argument {name} is not possible: {why}"));
+            }
+            let mut take = || {
+                value
+                    .take()
+                    .or_else(|| words.next())
+                    .ok_or_else(|| format!("{name} needs a value"))
+            };
+            match name.as_str() {
+                "-c" => cpu_list = Some(cpus::parse_mask(&take()?).map_err(|e| format!("-c: {e}"))?),
+                "-l" => cpu_list = Some(cpus::parse_list(&take()?).map_err(|e| format!("-l: {e}"))?),
+                "-m" | "--socket-mem" => socket_mem = Some(take()?),
+                "--file-prefix" => file_prefix = take()?,
+                "--proc-type" => match take()?.as_str() {
+                    "primary" | "auto" => {}
+                    other => return Err(format!("--proc-type={other}: the switch is the primary process")),
+                },
+                _ => arguments.push(word),
+            }
+        }
+        if file_prefix.len() >= vswitch_common::port::message::NAME_LEN || file_prefix.contains('/') {
+            return Err(format!(
+                "--file-prefix={file_prefix} is too long or has a slash in it"
+            ));
+        }
+
+        let asked = socket_mem.as_deref().map(total).transpose()?;
+        let memory_mb = memory::amount(pages, asked)?;
+        let per_node = socket_mem.unwrap_or_else(|| memory_mb.to_string());
+        let all = cpu_list.clone().unwrap_or_else(cpus::allowed);
+        let control = match &wishes.lcore_mask {
+            Some(mask) => cpus::parse_mask(mask).map_err(|e| format!("other_config:dpdk-lcore-mask: {e}"))?,
+            None => all.clone(),
+        };
+        // Lcore 0 is the control thread; one more for each PMD thread there may ever be, placed when it starts.
+        let workers = cpus::allowed().len().min(MAX_PMDS);
+        let lcores: Vec<String> = std::iter::once(format!("0@({})", cpus::show(&control)))
+            .chain((1..=workers).map(|id| format!("{id}@({})", cpus::show(&all))))
+            .collect();
+        let mut own = vec![
+            format!("--lcores={}", lcores.join(",")),
+            format!("--file-prefix={file_prefix}"),
+            "--proc-type=primary".into(),
+            // All memory at the start, and no more later: growing would need every client's consent.
+            format!("--socket-mem={per_node}"),
+            format!("--socket-limit={per_node}"),
+        ];
+        if !arguments.iter().any(|a| a.starts_with("--base-virtaddr")) {
+            own.push(format!("--base-virtaddr={BASE_ADDRESS}"));
+        }
+        if !has_device_list(&arguments) {
+            // Without a list EAL would take every NIC that is bound to a DPDK driver.
+            own.extend(["-a".to_owned(), "0000:00:00.0".to_owned()]);
+        }
+        own.extend(arguments);
+        Ok(EalConfig {
+            arguments: own,
+            file_prefix,
+            memory_mb,
+            cpus: cpu_list,
+        })
+    }
+}
+
+fn has_device_list(arguments: &[String]) -> bool {
+    let lists = ["-a", "-b", "--allow", "--block", "--no-pci"];
+    arguments.iter().any(|a| {
+        lists
+            .iter()
+            .any(|l| a == l || (l.len() == 2 && a.starts_with(l)) || a.starts_with(&format!("{l}=")))
+    })
+}
+
+fn total(list: &str) -> Result<u64, String> {
+    list.split(',')
+        .map(|mb| {
+            mb.trim()
+                .parse::<u64>()
+                .map_err(|_| format!("dpdk-socket-mem: '{list}' is not a list of MiB"))
+        })
+        .sum()
+}
+
+/// The file prefix of the switch in `rundir`: each directory has one of its own.
+pub fn default_prefix(rundir: &Path) -> String {
+    let path = rundir.canonicalize().unwrap_or_else(|_| rundir.to_owned());
+    if path == Path::new(vswitch_common::rundir::DEFAULT) {
+        return "dpdk-vswitchd".into();
+    }
+    // FNV-1a: the same in every build, as the reader of the counters may be another one.
+    let hash = path
+        .as_os_str()
+        .as_encoded_bytes()
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, &byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    format!("dvs-{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(arguments: &str, extra: &str) -> Result<EalConfig, String> {
+        let wishes = Wishes {
+            arguments: arguments.split_whitespace().map(str::to_owned).collect(),
+            extra: Some(extra.to_owned()),
+            ..Wishes::default()
+        };
+        let pages = [Hugepages {
+            size: 2 << 20,
+            free: 1024,
+            mount: Some("/dev/hugepages".into()),
+        }];
+        EalConfig::new(&wishes, Path::new("/run/dpdk-vswitchd"), &pages)
+    }
+
+    #[test]
+    fn nothing_is_needed() {
+        let c = config("", "").unwrap();
+        assert_eq!((c.file_prefix.as_str(), c.memory_mb), ("dpdk-vswitchd", 512));
+        assert!(
+            c.arguments.contains(&"--socket-limit=512".to_owned()),
+            "{:?}",
+            c.arguments
+        );
+        assert!(
+            c.arguments
+                .windows(2)
+                .any(|w| w[0] == "-a" && w[1] == "0000:00:00.0")
+        );
+    }
+
+    #[test]
+    fn the_historic_arguments_are_taken() {
+        let first = cpus::allowed()[0];
+        let c = config(&format!("-c {:x} -n 4 --proc-type=primary", 1u64 << first), "").unwrap();
+        assert_eq!(c.cpus, Some(vec![first]));
+        assert!(
+            c.arguments.windows(2).any(|w| w[0] == "-n" && w[1] == "4"),
+            "{:?}",
+            c.arguments
+        );
+        assert!(!c.arguments.iter().any(|a| a == "-c"));
+    }
+
+    #[test]
+    fn database_and_command_line_add_up() {
+        let c = config("--vdev=net_null0", "--socket-mem 128 -a 0000:01:00.0").unwrap();
+        assert_eq!(c.memory_mb, 128);
+        assert!(c.arguments.contains(&"--vdev=net_null0".to_owned()));
+        assert_eq!(c.arguments.iter().filter(|a| *a == "-a").count(), 1);
+    }
+
+    #[test]
+    fn what_would_break_clients_is_refused() {
+        for bad in [
+            "--in-memory",
+            "--no-huge",
+            "--huge-unlink=always",
+            "--lcores=0@1",
+            "--proc-type=secondary",
+        ] {
+            assert!(config(bad, "").is_err(), "{bad}");
+        }
+        assert!(config("-c", "").unwrap_err().contains("-c needs a value"));
+        assert!(config("-l 4000", "").unwrap_err().contains("CPU 4000"));
+        assert!(config("", "--socket-mem=lots").unwrap_err().contains("lots"));
+    }
+
+    #[test]
+    fn each_directory_has_its_own_prefix() {
+        assert_ne!(
+            default_prefix(Path::new("/tmp/a")),
+            default_prefix(Path::new("/tmp/b"))
+        );
+        assert!(default_prefix(Path::new("/tmp/a")).len() < 64);
+    }
+}

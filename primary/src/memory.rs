@@ -1,0 +1,179 @@
+//! Hugepages: how many there are, how much the switch takes, and what to say when there are none.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use vswitch_common::mempool::BYTES_PER_MBUF;
+
+/// MiB taken by default, if the host has them.
+const DEFAULT_MB: u64 = 512;
+/// MiB below which the switch does not start.
+const LEAST_MB: u64 = 64;
+
+/// Hugepages of one size.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hugepages {
+    /// Bytes of a page.
+    pub size: u64,
+    pub free: u64,
+    /// Where a hugetlbfs of that size is mounted.
+    pub mount: Option<PathBuf>,
+}
+
+/// What the host has, smaller pages first.
+pub fn hugepages() -> Vec<Hugepages> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else {
+        return Vec::new();
+    };
+    let mut pages: Vec<Hugepages> = entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let kb: u64 = name
+                .strip_prefix("hugepages-")?
+                .strip_suffix("kB")?
+                .parse()
+                .ok()?;
+            let free = fs::read_to_string(entry.path().join("free_hugepages"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()?;
+            Some(Hugepages {
+                size: kb << 10,
+                free,
+                mount: mount_point(&mounts, kb << 10),
+            })
+        })
+        .collect();
+    pages.sort_by_key(|p| p.size);
+    pages
+}
+
+/// The first hugetlbfs in `mounts` (the text of /proc/mounts) with pages of `size` bytes.
+fn mount_point(mounts: &str, size: u64) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ');
+        let (_, point, kind, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+        let page = options
+            .split(',')
+            .find_map(|o| o.strip_prefix("pagesize="))
+            .unwrap_or("2M");
+        let bytes = match page.split_at_checked(page.len().checked_sub(1)?)? {
+            (n, "M") => n.parse::<u64>().ok()? << 20,
+            (n, "G") => n.parse::<u64>().ok()? << 30,
+            _ => page.parse().ok()?,
+        };
+        (kind == "hugetlbfs" && bytes == size).then(|| PathBuf::from(point))
+    })
+}
+
+/// MiB of hugepages to take: `asked` as the user says, else the default or what there is.
+///
+/// # Errors
+/// There are too few, or no hugetlbfs is mounted: what to do about it.
+pub fn amount(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
+    let usable: u64 = pages
+        .iter()
+        .filter(|p| p.mount.is_some())
+        .map(|p| p.free * p.size >> 20)
+        .sum();
+    let unmounted: u64 = pages
+        .iter()
+        .filter(|p| p.mount.is_none())
+        .map(|p| p.free * p.size >> 20)
+        .sum();
+    let need = asked.unwrap_or(LEAST_MB);
+    if usable >= need {
+        return Ok(asked.unwrap_or(usable.min(DEFAULT_MB)));
+    }
+    if usable + unmounted >= need {
+        return Err(format!(
+            "{unmounted} MiB of hugepages are free but no hugetlbfs is mounted for them; run: mkdir -p /dev/hugepages && \
+             mount -t hugetlbfs nodev /dev/hugepages"
+        ));
+    }
+    let want = asked.unwrap_or(DEFAULT_MB);
+    Err(format!(
+        "{usable} MiB of hugepages are free, {need} MiB are needed; reserve some with: echo {} > \
+         /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
+        want.div_ceil(2) + 8
+    ))
+}
+
+/// Mbufs for `mb` MiB of hugepages: the larger part, the rest is rings, devices and EAL.
+pub fn mbufs(mb: u64) -> u32 {
+    let bytes = (mb << 20) * 3 / 4;
+    // One less than a power of two uses a mempool's ring best, but memory is what counts here.
+    u32::try_from(bytes / BYTES_PER_MBUF as u64).unwrap_or(u32::MAX)
+}
+
+/// Removes the hugepage files of EAL file prefix `prefix`, which EAL leaves behind.
+pub fn remove_files(prefix: &str) {
+    let wanted = format!("{prefix}map_");
+    for mount in hugepages().into_iter().filter_map(|p| p.mount) {
+        remove_matching(&mount, &wanted);
+    }
+}
+
+fn remove_matching(dir: &Path, prefix: &str) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        if entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(prefix.as_bytes())
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pages(free: u64, mounted: bool) -> Vec<Hugepages> {
+        vec![Hugepages {
+            size: 2 << 20,
+            free,
+            mount: mounted.then(|| "/dev/hugepages".into()),
+        }]
+    }
+
+    #[test]
+    fn takes_what_is_there_up_to_the_default() {
+        assert_eq!(amount(&pages(1024, true), None), Ok(512));
+        assert_eq!(amount(&pages(100, true), None), Ok(200));
+        assert_eq!(amount(&pages(1024, true), Some(1500)), Ok(1500));
+    }
+
+    #[test]
+    fn says_what_to_do() {
+        assert!(
+            amount(&pages(0, true), None)
+                .unwrap_err()
+                .contains("nr_hugepages")
+        );
+        assert!(
+            amount(&pages(100, true), Some(512))
+                .unwrap_err()
+                .contains("echo 264 >")
+        );
+        assert!(
+            amount(&pages(100, false), None)
+                .unwrap_err()
+                .contains("mount -t hugetlbfs")
+        );
+    }
+
+    #[test]
+    fn finds_mounts_by_page_size() {
+        let mounts = "none / ext4 rw 0 0\nnodev /dev/hugepages hugetlbfs rw,relatime,pagesize=2M 0 0\n\
+                      x /mnt/huge hugetlbfs rw,pagesize=1024M 0 0\n";
+        assert_eq!(mount_point(mounts, 2 << 20), Some("/dev/hugepages".into()));
+        assert_eq!(mount_point(mounts, 1 << 30), Some("/mnt/huge".into()));
+        assert_eq!(mount_point("n /h hugetlbfs rw 0 0\n", 2 << 20), Some("/h".into()));
+    }
+}

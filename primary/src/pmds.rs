@@ -1,0 +1,157 @@
+//! The PMD threads: EAL worker lcores, started, pinned and stopped as the configuration asks.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use vswitch_common::eal::Eal;
+use vswitch_common::stats::{PortBlock, Segment};
+
+use crate::cpus;
+use crate::datapath::clock::Clock;
+use crate::datapath::ledger::Ledger;
+use crate::datapath::pmd::{Control, Pmd};
+use crate::datapath::snapshot::Publisher;
+
+/// PMD threads at most.
+pub const MAX_PMDS: usize = 16;
+
+/// The running PMD threads.
+#[derive(Debug)]
+pub struct Pmds {
+    eal: Eal,
+    publisher: Arc<Publisher>,
+    ledger: Arc<Ledger>,
+    segment: Arc<Segment>,
+    clock: Clock,
+    lcores: Vec<u32>,
+    running: Vec<Thread>,
+}
+
+#[derive(Debug)]
+struct Thread {
+    control: Arc<Control>,
+    lcore: u32,
+    cpu: Option<usize>,
+}
+
+impl Pmds {
+    /// Takes EAL's worker lcores; none runs yet.
+    pub fn new(
+        eal: Eal,
+        publisher: Arc<Publisher>,
+        ledger: Arc<Ledger>,
+        segment: Arc<Segment>,
+        clock: Clock,
+    ) -> Pmds {
+        let lcores = eal.worker_lcores();
+        Pmds {
+            eal,
+            publisher,
+            ledger,
+            segment,
+            clock,
+            lcores,
+            running: Vec::new(),
+        }
+    }
+
+    /// PMD threads that run.
+    pub fn count(&self) -> usize {
+        self.running.len()
+    }
+
+    /// The CPU that thread `thread` is pinned to.
+    pub fn cpu(&self, thread: usize) -> Option<usize> {
+        self.running.get(thread)?.cpu
+    }
+
+    /// Runs one thread on each of `cpus`; without a list, one thread that the kernel places.
+    pub fn configure(&mut self, cpus: Option<&[usize]>) {
+        let wanted: Vec<Option<usize>> = match cpus {
+            Some(list) => list.iter().map(|&cpu| Some(cpu)).collect(),
+            None => vec![None],
+        };
+        if wanted.len() > self.lcores.len() {
+            log::warn!(
+                "{} PMD threads asked for, {} are possible",
+                wanted.len(),
+                self.lcores.len()
+            );
+        }
+        let wanted = &wanted[..wanted.len().min(self.lcores.len())];
+        if self.running.iter().map(|t| t.cpu).eq(wanted.iter().copied()) {
+            return;
+        }
+        while self.running.len() > wanted.len() {
+            if let Some(thread) = self.running.pop() {
+                self.join(thread);
+            }
+        }
+        for (number, &cpu) in wanted.iter().enumerate() {
+            if number >= self.running.len() {
+                match self.start(number) {
+                    Some(thread) => self.running.push(thread),
+                    None => break,
+                }
+            }
+            let thread = &mut self.running[number];
+            let set = cpu.map_or_else(cpus::allowed, |c| vec![c]);
+            if let Err(e) = cpus::pin(thread.control.tid.load(Ordering::Acquire), &set) {
+                log::error!(
+                    "PMD thread {number} can't be pinned to CPU {}: {e}",
+                    cpus::show(&set)
+                );
+            }
+            thread.cpu = cpu;
+        }
+        self.segment.set_threads(self.running.len() + 1);
+        log::info!("{} PMD thread(s) run", self.running.len());
+    }
+
+    fn start(&self, number: usize) -> Option<Thread> {
+        let lcore = *self.lcores.get(number)?;
+        // Number 0 of the counters is the control thread.
+        let stats = PortBlock::claim(&self.segment, number + 1)?;
+        let control = Arc::new(Control::default());
+        let pmd = Pmd {
+            thread: number,
+            publisher: self.publisher.clone(),
+            ledger: self.ledger.clone(),
+            stats,
+            clock: self.clock,
+            control: control.clone(),
+        };
+        if let Err(e) = self.eal.launch(lcore, Box::new(move || pmd.run())) {
+            log::error!("PMD thread {number} does not start: {e}");
+            return None;
+        }
+        while control.tid.load(Ordering::Acquire) == 0 {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Some(Thread {
+            control,
+            lcore,
+            cpu: None,
+        })
+    }
+
+    fn join(&self, thread: Thread) {
+        thread.control.stop.store(true, Ordering::Relaxed);
+        (0..MAX_PMDS.min(self.lcores.len())).for_each(|n| self.publisher.wake(n).ring());
+        self.eal.wait(thread.lcore);
+    }
+
+    /// Stops all of them.
+    pub fn stop(&mut self) {
+        while let Some(thread) = self.running.pop() {
+            self.join(thread);
+        }
+    }
+
+    /// Ends EAL, at the very last.
+    pub fn into_eal(mut self) -> Eal {
+        self.stop();
+        self.eal
+    }
+}

@@ -1,0 +1,181 @@
+//! Clients that come and go.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vswitch_common::ethdev;
+use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::message::{Attached, Hello, QueueAddresses, Reason};
+use vswitch_common::stats::Counter;
+
+use super::clients::Claim;
+use super::{Backend, Switch};
+use crate::attach::{Admission, ClientId, Ports, Refused};
+use crate::datapath::client_port::Session;
+
+impl Switch {
+    /// The configured interface of ring port `port`: its name.
+    fn client_port(&self, port: u16) -> Result<&super::PortState, Refused> {
+        let found = self
+            .ports
+            .values()
+            .find(|s| matches!(s.backend, Backend::Client { port: p, .. } if p == port));
+        found.ok_or_else(|| {
+            let text = format!(
+                "port {port} does not exist on the switch; add it with 'ovs-vsctl add-port BRIDGE dpdkr{port} -- set \
+                 Interface dpdkr{port} type=dpdkr'"
+            );
+            Refused { reason: Reason::NoSuchPort, text }
+        })
+    }
+
+    /// Copies what clients count into the stats segment.
+    pub(super) fn mirror_client_counters(&self) {
+        for claim in self.clients.claims.values() {
+            let index = usize::from(claim.index);
+            let sum = |of: fn(&vswitch_common::port::layout::ClientStats) -> u64| -> u64 {
+                claim.session.queues().iter().map(|q| of(q.client_stats())).sum()
+            };
+            let counters: [(Counter, fn(&vswitch_common::port::layout::ClientStats) -> u64); 6] = [
+                (Counter::GuestTxTooLong, |s| s.tx_too_long.load(Ordering::Relaxed)),
+                (Counter::GuestTxBadHeader, |s| {
+                    s.tx_bad_header.load(Ordering::Relaxed)
+                }),
+                (Counter::GuestTxTooShort, |s| {
+                    s.tx_too_short.load(Ordering::Relaxed)
+                }),
+                (Counter::GuestRxNotReady, |s| {
+                    s.rx_not_ready.load(Ordering::Relaxed)
+                }),
+                (Counter::GuestRxTooLong, |s| s.rx_too_long.load(Ordering::Relaxed)),
+                (Counter::GuestBrokenQueues, |s| {
+                    s.broken_virtqueues.load(Ordering::Relaxed)
+                }),
+            ];
+            for (counter, of) in counters {
+                self.parts.stats.set(index, counter, sum(of));
+            }
+        }
+    }
+}
+
+impl Ports for Switch {
+    fn check(&mut self, hello: &Hello) -> Result<Admission, Refused> {
+        self.client_port(hello.port)?;
+        Ok(self.parts.admission.clone())
+    }
+
+    fn attach(
+        &mut self,
+        client: ClientId,
+        hello: &Hello,
+        send: &mut dyn FnMut(&Attached, &[BorrowedFd<'_>]) -> bool,
+    ) -> Result<(), Refused> {
+        // EAL made an IPC socket for it, which nobody shall wait on.
+        ethdev::forget_secondaries(&ethdev::eal_runtime_dir());
+        let state = self.client_port(hello.port)?;
+        let (Some(index), mtu, name) = (state.index(), state.mtu, state.name.clone()) else {
+            let text = format!("port {} is not set up", hello.port);
+            return Err(Refused {
+                reason: Reason::NoSuchPort,
+                text,
+            });
+        };
+        let no_memory = |why: String| Refused {
+            reason: Reason::NoMemory,
+            text: format!("port {}: {why}; raise other_config:dpdk-socket-mem", hello.port),
+        };
+        let queues = usize::from(hello.queues);
+        let Some(memory) = self.clients.memory.get_mut(&hello.port) else {
+            return Err(no_memory("it has no rings".into()));
+        };
+        memory.grow(hello.port, queues).map_err(no_memory)?;
+        let memory = memory.reset(queues);
+
+        let mut answer = Attached::new(queues as u32, true, mtu.into());
+        for (address, m) in answer.queue.iter_mut().zip(&memory) {
+            *address = QueueAddresses {
+                alloc: m.alloc.address() as u64,
+                tx: m.tx.address() as u64,
+                rx: m.rx.address() as u64,
+                free: m.free.address() as u64,
+                control: m.control.address() as u64,
+            };
+        }
+        let bells = memory.iter().map(|_| Ok((Doorbell::new()?, Doorbell::new()?)));
+        let bells: Vec<(Doorbell, Doorbell)> = bells
+            .collect::<nix::Result<_>>()
+            .map_err(|e| no_memory(format!("doorbells: {e}")))?;
+        let fds: Vec<BorrowedFd<'_>> = bells.iter().flat_map(|(a, b)| [a.as_fd(), b.as_fd()]).collect();
+        // A client that does not take the answer is gone; its connection's end follows.
+        if !send(&answer, &fds) {
+            return Err(Refused {
+                reason: Reason::Malformed,
+                text: "the client does not read its answer".into(),
+            });
+        }
+        drop(fds);
+        let parts = memory
+            .into_iter()
+            .zip(bells)
+            .map(|(m, (to_switch, to_client))| (m, to_switch, to_client));
+        // SAFETY: the rings are this port's, just emptied, and there is no other session: the last one was released.
+        let session = Arc::new(unsafe { Session::new(index, parts.collect()) });
+        self.clients.claims.insert(
+            hello.port,
+            Claim {
+                client,
+                index,
+                session,
+            },
+        );
+        self.publish();
+        self.parts.stats.add(index.into(), Counter::Attached, 1);
+        log::info!(
+            "port {} ({name}): {} attached, {queues} queue pair(s)",
+            hello.port,
+            display(hello)
+        );
+        Ok(())
+    }
+
+    fn release(&mut self, client: ClientId, hello: &Hello) {
+        ethdev::forget_secondaries(&ethdev::eal_runtime_dir());
+        let port = hello.port;
+        if self.clients.claims.get(&port).is_none_or(|c| c.client != client) {
+            // It never got as far as its rings.
+            return;
+        }
+        self.mirror_client_counters();
+        let Some(claim) = self.clients.claims.remove(&port) else {
+            return;
+        };
+        // No thread works on the session any more when this returns.
+        self.publish();
+        for bridge in self.bridges.values() {
+            bridge.table.flush_port(claim.index);
+        }
+        let reclaimed = claim.session.reclaim(&self.parts.ledger);
+        log::info!(
+            "port {port}: {} is gone, {reclaimed} mbufs taken back",
+            display(hello)
+        );
+        let configured = self
+            .ports
+            .values()
+            .any(|s| matches!(s.backend, Backend::Client { port: p, .. } if p == port));
+        if !configured {
+            self.clients.free_if_unused(port);
+        }
+    }
+}
+
+fn display(hello: &Hello) -> String {
+    let name = hello.name.get();
+    if name.is_empty() {
+        "a client".into()
+    } else {
+        format!("\"{name}\"")
+    }
+}

@@ -1,0 +1,134 @@
+//! Client ring ports: the rings of each port number, and who is attached to it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use vswitch_common::port::layout::ControlBlocks;
+use vswitch_common::port::{
+    ALLOC_RING_SIZE, FREE_RING_SIZE, MAX_QUEUES, RX_RING_SIZE, RingRole, TX_RING_SIZE, ring_name,
+};
+use vswitch_common::ring::RingMemory;
+
+use crate::attach::ClientId;
+use crate::datapath::client_port::{QueueMemory, Session};
+use crate::datapath::port::PortIndex;
+
+/// The rings and control blocks of one ring port, kept from its configuration to its removal.
+#[derive(Debug)]
+pub struct PortMemory {
+    rings: Vec<[RingMemory; 4]>,
+    controls: ControlBlocks,
+}
+
+const ROLES: [(RingRole, u32); 4] = [
+    (RingRole::Alloc, ALLOC_RING_SIZE),
+    (RingRole::Tx, TX_RING_SIZE),
+    (RingRole::Rx, RX_RING_SIZE),
+    (RingRole::Free, FREE_RING_SIZE),
+];
+
+impl PortMemory {
+    /// Makes the rings of port `port` with one queue pair. The control blocks are for all it may ever have.
+    ///
+    /// # Errors
+    /// DPDK's text: there is no memory left, or somebody else's ring has the name.
+    pub fn create(port: u16) -> Result<PortMemory, String> {
+        let controls =
+            ControlBlocks::create(port, MAX_QUEUES, -1).map_err(|e| format!("control block: {e}"))?;
+        let mut memory = PortMemory {
+            rings: Vec::new(),
+            controls,
+        };
+        match memory.grow(port, 1) {
+            Ok(()) => Ok(memory),
+            Err(e) => {
+                memory.free();
+                Err(e)
+            }
+        }
+    }
+
+    /// Makes sure that there are `queues` queue pairs.
+    ///
+    /// # Errors
+    /// As [`PortMemory::create`]; the present ones stay.
+    pub fn grow(&mut self, port: u16, queues: usize) -> Result<(), String> {
+        while self.rings.len() < queues {
+            let mut made = Vec::with_capacity(ROLES.len());
+            for (role, size) in ROLES {
+                let name = ring_name(port, self.rings.len(), role);
+                match RingMemory::create(&name, size, -1) {
+                    Ok(ring) => made.push(ring),
+                    Err(e) => {
+                        // SAFETY: made just now; nobody has seen them.
+                        made.into_iter().for_each(|ring| unsafe { ring.free() });
+                        return Err(format!("ring {name}: {e}"));
+                    }
+                }
+            }
+            if let Ok(set) = made.try_into() {
+                self.rings.push(set);
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties the first `queues` queue pairs for a new client. Only while no client is attached.
+    pub fn reset(&self, queues: usize) -> Vec<QueueMemory> {
+        self.controls.reset();
+        let sets = self.rings.iter().take(queues).enumerate();
+        sets.map(|(queue, &[alloc, tx, rx, free])| {
+            [alloc, tx, rx, free].iter().for_each(RingMemory::reset);
+            QueueMemory {
+                alloc,
+                tx,
+                rx,
+                free,
+                control: self.controls.get(queue),
+            }
+        })
+        .collect()
+    }
+
+    /// Gives the memory back. Only while no client is attached and no session on it is left.
+    pub fn free(self) {
+        for ring in self.rings.into_iter().flatten() {
+            // SAFETY: by this function's contract nobody uses it any more.
+            unsafe { ring.free() };
+        }
+        // SAFETY: as above.
+        unsafe { self.controls.free() };
+    }
+}
+
+/// A client between its admission and its release.
+#[derive(Debug)]
+pub struct Claim {
+    pub client: ClientId,
+    /// The datapath index it was attached under; stays taken until the release.
+    pub index: PortIndex,
+    pub session: Arc<Session>,
+}
+
+/// All ring ports' memory and clients, by ring port number.
+#[derive(Debug, Default)]
+pub struct Clients {
+    pub memory: HashMap<u16, PortMemory>,
+    pub claims: HashMap<u16, Claim>,
+}
+
+impl Clients {
+    /// Frees the rings of `port` if nobody is attached any more.
+    pub fn free_if_unused(&mut self, port: u16) {
+        if !self.claims.contains_key(&port)
+            && let Some(memory) = self.memory.remove(&port)
+        {
+            memory.free();
+        }
+    }
+
+    /// Is `index` still in use by a client on its way out?
+    pub fn holds_index(&self, index: PortIndex) -> bool {
+        self.claims.values().any(|c| c.index == index)
+    }
+}

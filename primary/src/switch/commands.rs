@@ -1,0 +1,162 @@
+//! The commands of ovs-appctl that ask or tell the switch.
+
+use std::fmt::Write as _;
+
+use vswitch_common::stats::Counter;
+
+use super::{BridgeState, Switch};
+use crate::datapath::mac_table::Key;
+use crate::datapath::parse::Mac;
+
+/// A command as registered: name, usage, least and most arguments.
+pub type Spec = (&'static str, &'static str, usize, usize);
+
+/// The commands that [`Switch::command`] answers.
+pub const COMMANDS: &[Spec] = &[
+    ("coverage/show", "", 0, 0),
+    ("dpif-netdev/pmd-rxq-show", "", 0, 0),
+    ("fdb/add", "bridge port vlan mac", 4, 4),
+    ("fdb/del", "bridge vlan mac", 3, 3),
+    ("fdb/flush", "[bridge]", 0, 1),
+    ("fdb/show", "bridge", 1, 1),
+    ("fdb/stats-show", "bridge", 1, 1),
+    ("memory/show", "", 0, 0),
+    ("ofproto/list", "", 0, 0),
+];
+
+impl Switch {
+    /// Answers one of [`COMMANDS`].
+    ///
+    /// # Errors
+    /// What ovs-appctl prints as the server's error.
+    pub fn command(&self, name: &str, args: &[String]) -> Result<String, String> {
+        let arg = |i: usize| args.get(i).map_or("", String::as_str);
+        match name {
+            "fdb/show" => Ok(self.fdb_show(self.bridge(arg(0))?)),
+            "fdb/stats-show" => Ok(fdb_stats(self.bridge(arg(0))?)),
+            "fdb/flush" => {
+                match args.first() {
+                    Some(name) => self.bridge(name)?.table.flush(),
+                    None => self.bridges.values().for_each(|b| b.table.flush()),
+                }
+                Ok("table successfully flushed\n".into())
+            }
+            "fdb/add" => {
+                let bridge = self.bridge(arg(0))?;
+                let port = self.ports.get(arg(1)).filter(|p| p.bridge == bridge.name);
+                let index = port.and_then(super::PortState::index).ok_or("no such port")?;
+                bridge
+                    .table
+                    .add_fixed(key(arg(2), arg(3))?, index, self.parts.clock.now());
+                Ok(String::new())
+            }
+            "fdb/del" => {
+                let bridge = self.bridge(arg(0))?;
+                let found = bridge.table.remove(key(arg(1), arg(2))?);
+                if found {
+                    Ok(String::new())
+                } else {
+                    Err("no such entry".into())
+                }
+            }
+            "ofproto/list" => Ok(self
+                .bridges
+                .keys()
+                .fold(String::new(), |text, name| text + name + "\n")),
+            "coverage/show" => Ok(self.coverage()),
+            "memory/show" => Ok(self.memory()),
+            "dpif-netdev/pmd-rxq-show" => Ok(self.queues()),
+            other => Err(format!("\"{other}\" is not a command of the switch")),
+        }
+    }
+
+    fn bridge(&self, name: &str) -> Result<&BridgeState, String> {
+        self.bridges.get(name).ok_or_else(|| "no such bridge".to_owned())
+    }
+
+    fn fdb_show(&self, bridge: &BridgeState) -> String {
+        let mut text = String::from(" port  VLAN  MAC                Age\n");
+        for entry in bridge.table.entries(self.parts.clock.now()) {
+            let port = self
+                .ports
+                .values()
+                .find(|p| p.index() == Some(entry.port))
+                .map_or(0, |p| p.ofport);
+            let age = entry.age.map_or("static".to_owned(), |a| format!("{a:3}"));
+            let _ = writeln!(text, "{port:5}  {:4}  {}  {age}", entry.vlan, entry.mac);
+        }
+        text
+    }
+
+    /// Counters that are not zero, over all ports.
+    fn coverage(&self) -> String {
+        let mut text = String::new();
+        for &counter in Counter::ALL {
+            let ports = self.ports.values().filter_map(super::PortState::index);
+            let total: u64 = ports.map(|i| self.parts.segment.total(i.into(), counter)).sum();
+            if total > 0 {
+                let _ = writeln!(text, "{:<24} total: {total}", counter.name());
+            }
+        }
+        text
+    }
+
+    fn memory(&self) -> String {
+        let pool = self.parts.ledger.pool();
+        let entries: usize = self.bridges.values().map(|b| b.table.len()).sum();
+        format!(
+            "mbufs:{} mbufs-free:{} ports:{} clients:{} mac-entries:{entries}\n",
+            pool.size(),
+            pool.available(),
+            self.ports.len(),
+            self.clients.claims.len()
+        )
+    }
+
+    /// Which PMD thread polls what.
+    fn queues(&self) -> String {
+        let snapshot = self.parts.publisher.current();
+        let mut text = String::new();
+        for (thread, queues) in snapshot.polled.iter().enumerate() {
+            match self.parts.pmds.cpu(thread) {
+                Some(cpu) => _ = writeln!(text, "pmd thread core_id {cpu}:"),
+                None => _ = writeln!(text, "pmd thread {thread} (not pinned):"),
+            }
+            for queue in queues {
+                let name = self
+                    .ports
+                    .values()
+                    .find(|p| p.index() == Some(queue.port))
+                    .map_or("?", |p| &p.name);
+                let _ = writeln!(text, "  port: {name:<16}  queue-id: {:2} (enabled)", queue.queue);
+            }
+        }
+        text
+    }
+}
+
+fn fdb_stats(bridge: &BridgeState) -> String {
+    let totals = bridge.table.totals();
+    let now = bridge.table.len();
+    format!(
+        "Statistics for bridge \"{}\":\n  Current/maximum MAC entries in the table: {now}/{}\n  \
+         Total number of learned MAC entries     : {}\n  Total number of expired MAC entries     : {}\n  \
+         Total number of evicted MAC entries     : {}\n  Total number of port moved MAC entries  : {}\n",
+        bridge.name,
+        bridge.table.capacity(),
+        totals.learned,
+        totals.expired,
+        totals.evicted,
+        totals.moved
+    )
+}
+
+fn key(vlan: &str, mac: &str) -> Result<Key, String> {
+    let vlan = vlan
+        .parse()
+        .ok()
+        .filter(|&v: &u16| v < 4096)
+        .ok_or("Invalid VLAN")?;
+    let mac: vswitch_control::MacAddr = mac.parse().map_err(|e| format!("{e}"))?;
+    Ok(Key::new(vlan, Mac::new(mac.0)))
+}

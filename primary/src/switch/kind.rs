@@ -1,0 +1,170 @@
+//! What an Interface row asks for: which kind of port, by its type, name and options.
+
+use vswitch_control::config::InterfaceConfig;
+
+/// A kind of port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Kind {
+    /// The bridge's own port.
+    Local,
+    /// A client ring port, QEMU's `port=N`.
+    Client { port: u16 },
+    /// A NIC or vdev.
+    Ethdev {
+        devargs: String,
+        rx_queues: u16,
+        tx_queues: u16,
+        rx_descriptors: u16,
+        tx_descriptors: u16,
+    },
+    /// A DPDK port that EAL attached at its start, by DPDK's port id (historic 16 to 31).
+    EthdevById { port: u16 },
+}
+
+/// Number of the historic name `ovs_dpdk_N`.
+fn historic(name: &str) -> Option<u16> {
+    let digits = name.strip_prefix("ovs_dpdk_")?;
+    digits.parse().ok().filter(|n: &u16| n.to_string() == digits)
+}
+
+impl Kind {
+    /// Reads `interface`, which belongs to bridge `bridge`.
+    ///
+    /// # Errors
+    /// What is wrong with the row and how to put it right: it goes into the row's `error`.
+    pub fn of(interface: &InterfaceConfig, bridge: &str) -> Result<Kind, String> {
+        let name = interface.name.as_str();
+        if name == bridge {
+            return Ok(Kind::Local);
+        }
+        match interface.kind.as_str() {
+            "dpdk" => match interface.options.get("dpdk-devargs") {
+                Some(devargs) if devargs.is_empty() => Err("options:dpdk-devargs is empty".into()),
+                Some(devargs) => Ok(Kind::Ethdev {
+                    devargs: devargs.clone(),
+                    rx_queues: number(interface, "n_rxq", 1, 1..=64)?,
+                    tx_queues: number(interface, "n_txq", 1, 1..=64)?,
+                    rx_descriptors: number(interface, "n_rxq_desc", 1024, 64..=4096)?,
+                    tx_descriptors: number(interface, "n_txq_desc", 1024, 64..=4096)?,
+                }),
+                None => Self::historic(name),
+            },
+            "dpdkr" => {
+                let port = match interface.options.get("port") {
+                    Some(_) => number(interface, "port", 0, 0..=u16::MAX)?,
+                    None => name
+                        .strip_prefix("dpdkr")
+                        .and_then(|n| n.parse().ok())
+                        .ok_or("which ring port? Set options:port=N, or name the interface dpdkrN")?,
+                };
+                Ok(Kind::Client { port })
+            }
+            "internal" => Err("type=internal is supported for the bridge's own port only, so far".into()),
+            "" | "system" => Err(format!(
+                "kernel devices are not supported; for a NIC set type=dpdk options:dpdk-devargs=PCI-ADDRESS, for a VM \
+                 port name it ovs_dpdk_N or dpdkrN with type=dpdk or type=dpdkr (this row has type={:?})",
+                interface.kind
+            )),
+            other => Err(format!("interface type '{other}' is not supported")),
+        }
+    }
+
+    fn historic(name: &str) -> Result<Kind, String> {
+        match historic(name) {
+            Some(port @ 1..=15) => Ok(Kind::Client { port }),
+            Some(port @ 16..=31) => Ok(Kind::EthdevById { port: port - 16 }),
+            Some(32..=47) => Err("ports to the host kernel (ovs_dpdk_32 to 47) are not supported yet".into()),
+            Some(n) => Err(format!(
+                "'{name}': {n} is no port of the historic scheme (1-15 clients, 16-31 NICs); set options:dpdk-devargs \
+                 for a NIC, or type=dpdkr for more client ports"
+            )),
+            None => Err(format!(
+                "'{name}' is missing options:dpdk-devargs. The old 'dpdk<port_id>' names are not supported"
+            )),
+        }
+    }
+
+    /// The OpenFlow port number that the historic name stands for.
+    pub fn preferred_ofport(name: &str) -> Option<u16> {
+        historic(name).filter(|n| (1..=47).contains(n))
+    }
+}
+
+fn number(
+    interface: &InterfaceConfig,
+    option: &str,
+    default: u16,
+    range: std::ops::RangeInclusive<u16>,
+) -> Result<u16, String> {
+    let Some(text) = interface.options.get(option) else {
+        return Ok(default);
+    };
+    text.parse().ok().filter(|n| range.contains(n)).ok_or_else(|| {
+        format!(
+            "options:{option}={text} is not a number from {} to {}",
+            range.start(),
+            range.end()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(name: &str, kind: &str, options: &[(&str, &str)]) -> Result<Kind, String> {
+        let interface = InterfaceConfig {
+            name: name.into(),
+            kind: kind.into(),
+            options: options
+                .iter()
+                .map(|&(k, v)| (k.to_owned(), v.to_owned()))
+                .collect(),
+            ..Default::default()
+        };
+        Kind::of(&interface, "br0")
+    }
+
+    #[test]
+    fn historic_names_keep_their_meaning() {
+        assert_eq!(kind("ovs_dpdk_2", "dpdk", &[]), Ok(Kind::Client { port: 2 }));
+        assert_eq!(kind("ovs_dpdk_16", "dpdk", &[]), Ok(Kind::EthdevById { port: 0 }));
+        assert!(kind("ovs_dpdk_32", "dpdk", &[]).unwrap_err().contains("kernel"));
+        for bad in ["ovs_dpdk_0", "ovs_dpdk_48", "ovs_dpdk_02", "ovs_dpdk_", "dpdk0"] {
+            assert!(kind(bad, "dpdk", &[]).is_err(), "{bad}");
+        }
+        assert_eq!(Kind::preferred_ofport("ovs_dpdk_7"), Some(7));
+        assert_eq!(Kind::preferred_ofport("dpdkr7"), None);
+    }
+
+    #[test]
+    fn modern_forms() {
+        assert_eq!(kind("br0", "internal", &[]), Ok(Kind::Local));
+        assert_eq!(kind("dpdkr40", "dpdkr", &[]), Ok(Kind::Client { port: 40 }));
+        assert_eq!(
+            kind("vm1", "dpdkr", &[("port", "300")]),
+            Ok(Kind::Client { port: 300 })
+        );
+        assert!(matches!(
+            kind("nic", "dpdk", &[("dpdk-devargs", "0000:01:00.0"), ("n_rxq", "4")]),
+            Ok(Kind::Ethdev { rx_queues: 4, .. })
+        ));
+    }
+
+    #[test]
+    fn each_error_names_the_thing() {
+        assert!(kind("vm1", "dpdkr", &[]).unwrap_err().contains("options:port"));
+        assert!(
+            kind("vm1", "dpdkr", &[("port", "x")])
+                .unwrap_err()
+                .contains("options:port=x")
+        );
+        assert!(
+            kind("nic", "dpdk", &[("dpdk-devargs", "a"), ("n_rxq", "0")])
+                .unwrap_err()
+                .contains("n_rxq=0")
+        );
+        assert!(kind("eth0", "", &[]).unwrap_err().contains("type=dpdk"));
+        assert!(kind("x", "gre", &[]).unwrap_err().contains("'gre'"));
+    }
+}

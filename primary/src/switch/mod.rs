@@ -1,0 +1,283 @@
+//! The switch as its control thread sees it: bridges and ports as configured, clients as attached, and how both become
+//! a datapath snapshot.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`kind`] | what an Interface row asks for |
+//! | [`clients`] | ring ports' memory and their clients |
+//! | [`reconcile`] | from the database's configuration to bridges and ports |
+//! | [`attachments`] | clients that come and go |
+//! | [`report`] | what the database shows of it all |
+//! | [`commands`] | ovs-appctl |
+
+pub mod attachments;
+pub mod clients;
+pub mod commands;
+pub mod kind;
+pub mod reconcile;
+pub mod report;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vswitch_common::ethdev::Link;
+use vswitch_common::mbuf::DATA_ROOM;
+use vswitch_common::stats::layout::MAX_PORTS;
+use vswitch_common::stats::{PortBlock, PortInfo, Segment};
+use vswitch_control::config::SwitchConfig;
+use vswitch_control::{MacAddr, Uuid};
+
+use crate::attach::{Admission, ClientId};
+use crate::datapath::clock::Clock;
+use crate::datapath::ledger::Ledger;
+use crate::datapath::mac_table::MacTable;
+use crate::datapath::port::{EthdevIo, FRAME_OVERHEAD, Io, Port, PortIndex};
+use crate::datapath::snapshot::{Bridge, Publisher, RxQueue, Snapshot};
+use crate::datapath::vlan::VlanPolicy;
+use crate::pmds::Pmds;
+
+use clients::Clients;
+use kind::Kind;
+
+/// Payload of a frame by default, in bytes.
+pub const DEFAULT_MTU: u16 = 1500;
+/// Largest payload: what an mbuf holds.
+pub const MAX_MTU: u16 = (DATA_ROOM - FRAME_OVERHEAD) as u16;
+
+/// A configured bridge.
+#[derive(Debug)]
+pub struct BridgeState {
+    pub uuid: Uuid,
+    pub name: String,
+    pub mac: MacAddr,
+    pub datapath_id: String,
+    pub forward_reserved: bool,
+    pub table: Arc<MacTable>,
+}
+
+/// A configured interface, working or not.
+#[derive(Debug)]
+pub struct PortState {
+    pub uuid: Uuid,
+    pub name: String,
+    pub bridge: String,
+    pub ofport: u16,
+    pub vlan: VlanPolicy,
+    pub mtu: u16,
+    pub kind: Kind,
+    pub backend: Backend,
+}
+
+/// What is behind a port.
+#[derive(Debug)]
+pub enum Backend {
+    /// The bridge's own port: no frames go there, so far.
+    Local,
+    /// A client ring port with its datapath index.
+    Client { index: PortIndex, port: u16 },
+    /// A running device.
+    Ethdev {
+        index: PortIndex,
+        io: Arc<EthdevIo>,
+        link: Link,
+    },
+    /// It could not be set up.
+    Failed(String),
+}
+
+impl PortState {
+    fn index(&self) -> Option<PortIndex> {
+        match self.backend {
+            Backend::Client { index, .. } | Backend::Ethdev { index, .. } => Some(index),
+            Backend::Local | Backend::Failed(_) => None,
+        }
+    }
+}
+
+/// The parts of the process that the switch works with.
+#[derive(Debug)]
+pub struct Parts {
+    pub ledger: Arc<Ledger>,
+    pub segment: Arc<Segment>,
+    pub publisher: Arc<Publisher>,
+    pub clock: Clock,
+    pub pmds: Pmds,
+    /// The control thread's own counters.
+    pub stats: PortBlock,
+    pub admission: Admission,
+}
+
+/// The switch.
+#[derive(Debug)]
+pub struct Switch {
+    parts: Parts,
+    config: SwitchConfig,
+    bridges: BTreeMap<String, BridgeState>,
+    /// By interface name.
+    ports: BTreeMap<String, PortState>,
+    clients: Clients,
+    max_sleep: Option<Duration>,
+    /// Clients that must go because their port did; the attach server is told after the change.
+    evictions: Vec<(ClientId, crate::attach::Refused)>,
+}
+
+impl Switch {
+    /// A switch with nothing configured.
+    pub fn new(parts: Parts) -> Switch {
+        Switch {
+            parts,
+            config: SwitchConfig::default(),
+            bridges: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            clients: Clients::default(),
+            max_sleep: None,
+            evictions: Vec::new(),
+        }
+    }
+
+    /// The lowest free datapath index.
+    fn free_index(&self) -> Option<PortIndex> {
+        (0..MAX_PORTS as PortIndex)
+            .find(|&i| !self.ports.values().any(|p| p.index() == Some(i)) && !self.clients.holds_index(i))
+    }
+
+    /// Gives the PMD threads the present state to work by. When it returns, nothing older is in use.
+    fn publish(&self) {
+        let names: Vec<&String> = self.bridges.keys().collect();
+        let mut snapshot = Snapshot {
+            max_sleep: self.max_sleep,
+            ..Snapshot::default()
+        };
+        snapshot.bridges = self
+            .bridges
+            .values()
+            .map(|b| Bridge {
+                table: b.table.clone(),
+                ports: Vec::new(),
+                forward_reserved: b.forward_reserved,
+            })
+            .collect();
+        for state in self.ports.values() {
+            let (Some(index), Ok(bridge)) = (state.index(), names.binary_search(&&state.bridge)) else {
+                continue;
+            };
+            let io = match &state.backend {
+                Backend::Client { port, .. } => match self.clients.claims.get(port) {
+                    Some(claim) if claim.index == index => Io::Client(claim.session.clone()),
+                    _ => Io::Down,
+                },
+                Backend::Ethdev { io, .. } => Io::Ethdev(io.clone()),
+                Backend::Local | Backend::Failed(_) => Io::Down,
+            };
+            let at = usize::from(index);
+            if snapshot.ports.len() <= at {
+                snapshot.ports.resize_with(at + 1, || None);
+            }
+            snapshot.bridges[bridge].ports.push(index);
+            let max_frame = usize::from(state.mtu) + FRAME_OVERHEAD;
+            snapshot.ports[at] = Some(Arc::new(Port {
+                index,
+                bridge,
+                vlan: state.vlan.clone(),
+                max_frame,
+                io,
+            }));
+        }
+        snapshot.polled = spread(&snapshot, self.parts.pmds.count());
+        self.parts.publisher.publish(snapshot);
+        self.describe_ports();
+    }
+
+    /// Writes who is who into the stats segment.
+    fn describe_ports(&self) {
+        for state in self.ports.values() {
+            let Some(index) = state.index() else { continue };
+            let (id, link) = match &state.backend {
+                Backend::Client { port, .. } => (Some(u32::from(*port)), self.has_client(*port, index)),
+                Backend::Ethdev { io, link, .. } => (Some(u32::from(io.device.port())), link.up),
+                Backend::Local | Backend::Failed(_) => (None, false),
+            };
+            let info = PortInfo {
+                name: state.name.clone(),
+                bridge: state.bridge.clone(),
+                ofport: state.ofport.into(),
+                id,
+                link,
+            };
+            self.parts.segment.set_port(index.into(), Some(&info));
+        }
+    }
+
+    fn has_client(&self, port: u16, index: PortIndex) -> bool {
+        self.clients.claims.get(&port).is_some_and(|c| c.index == index)
+    }
+
+    /// Once a second: ageing, link state, and the counters that are only looked at.
+    pub fn tick(&mut self) {
+        let now = self.parts.clock.now();
+        for bridge in self.bridges.values() {
+            bridge.table.expire(now);
+        }
+        let mut links_changed = false;
+        for state in self.ports.values_mut() {
+            if let Backend::Ethdev { io, link, .. } = &mut state.backend {
+                let seen = io.device.link();
+                if seen != *link {
+                    log::info!("{}: link {}", state.name, if seen.up { "up" } else { "down" });
+                    *link = seen;
+                    links_changed = true;
+                }
+            }
+        }
+        if links_changed {
+            self.describe_ports();
+        }
+        self.mirror_client_counters();
+        let pool = self.parts.ledger.pool();
+        self.parts
+            .segment
+            .set_pool(pool.size().into(), pool.available().into());
+    }
+
+    /// What clients ought to be told to go, since their ports are gone.
+    pub fn take_evictions(&mut self) -> Vec<(ClientId, crate::attach::Refused)> {
+        std::mem::take(&mut self.evictions)
+    }
+
+    /// Who is attached now.
+    pub fn attached_clients(&self) -> Vec<ClientId> {
+        self.clients.claims.values().map(|c| c.client).collect()
+    }
+
+    /// Stops the datapath and lets go of every device. Clients must be gone, or are about to lose the socket.
+    pub fn shut_down(mut self) -> Parts {
+        self.ports.clear();
+        self.publish();
+        self.parts.pmds.stop();
+        for (_, claim) in self.clients.claims.drain() {
+            claim.session.reclaim(&self.parts.ledger);
+        }
+        for (_, memory) in self.clients.memory.drain() {
+            memory.free();
+        }
+        self.parts
+    }
+}
+
+/// Deals the receive queues out to `threads` PMD threads, round robin.
+fn spread(snapshot: &Snapshot, threads: usize) -> Vec<Vec<RxQueue>> {
+    let mut polled = vec![Vec::new(); threads];
+    let queues = snapshot.ports.iter().flatten().flat_map(|p| {
+        (0..p.rx_queues()).map(|queue| RxQueue {
+            port: p.index,
+            queue: queue as u16,
+        })
+    });
+    for (i, queue) in queues.enumerate() {
+        if let Some(list) = polled.get_mut(i % threads.max(1)) {
+            list.push(queue);
+        }
+    }
+    polled
+}

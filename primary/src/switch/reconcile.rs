@@ -1,0 +1,374 @@
+//! From the database's configuration to bridges and ports: what is gone goes, what is new comes, what changed changes,
+//! while traffic runs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use vswitch_common::ethdev::{self, Ethdev, Link, Setup};
+use vswitch_common::port::message::Reason;
+use vswitch_control::MacAddr;
+use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchConfig, VlanMode};
+
+use super::clients::PortMemory;
+use super::kind::Kind;
+use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
+use crate::attach::Refused;
+use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, MacTable};
+use crate::datapath::port::{EthdevIo, PortIndex};
+use crate::datapath::vlan::VlanPolicy;
+
+/// Number of a bridge's own port, OFPP_LOCAL of OpenFlow 1.0.
+const LOCAL: u16 = 65534;
+
+impl Switch {
+    /// Brings `config` into force.
+    pub fn configure(&mut self, config: SwitchConfig) {
+        self.configure_threads(&config);
+        self.configure_bridges(&config);
+        let wanted: BTreeMap<&str, Wanted<'_>> = config
+            .interfaces()
+            .map(|(bridge, port, interface)| {
+                (
+                    interface.name.as_str(),
+                    Wanted {
+                        bridge,
+                        port,
+                        interface,
+                    },
+                )
+            })
+            .collect();
+        self.remove_unwanted(&wanted);
+        for wanted in wanted.values() {
+            self.configure_port(wanted);
+        }
+        self.publish();
+        self.config = config;
+    }
+
+    fn configure_threads(&mut self, config: &SwitchConfig) {
+        let sleep = config.other_config.get("pmd-sleep-max");
+        self.max_sleep = sleep.and_then(|us| us.parse().ok()).map(Duration::from_micros);
+        let mask = config
+            .other_config
+            .get("pmd-cpu-mask")
+            .map(String::as_str)
+            .filter(|m| !m.is_empty());
+        match mask.map(crate::cpus::parse_mask).transpose() {
+            Ok(cpus) => self.parts.pmds.configure(cpus.as_deref()),
+            Err(e) => log::error!("other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"),
+        }
+    }
+
+    fn configure_bridges(&mut self, config: &SwitchConfig) {
+        let names: BTreeSet<&str> = config.bridges.iter().map(|b| b.name.as_str()).collect();
+        self.bridges.retain(|name, _| names.contains(name.as_str()));
+        for bridge in &config.bridges {
+            let number = |key: &str, default: u32| {
+                bridge
+                    .other_config
+                    .get(key)
+                    .and_then(|v| v.parse().ok())
+                    .unwrap_or(default)
+            };
+            let aging = number("mac-aging-time", DEFAULT_AGING).clamp(15, 3600);
+            let size = number("mac-table-size", DEFAULT_SIZE as u32) as usize;
+            let mac = bridge_mac(bridge);
+            let id = bridge
+                .other_config
+                .get("datapath-id")
+                .cloned()
+                .unwrap_or_else(|| datapath_id(mac));
+            let forward_reserved = bridge
+                .other_config
+                .get("forward-bpdu")
+                .is_some_and(|v| v == "true");
+            let state = self
+                .bridges
+                .entry(bridge.name.clone())
+                .or_insert_with(|| BridgeState {
+                    uuid: bridge.uuid,
+                    name: bridge.name.clone(),
+                    mac,
+                    datapath_id: String::new(),
+                    forward_reserved,
+                    table: Arc::new(MacTable::new(size, aging)),
+                });
+            if state.table.capacity() != size.max(8) {
+                state.table = Arc::new(MacTable::new(size, aging));
+            }
+            state.table.set_aging(aging);
+            state.uuid = bridge.uuid;
+            state.mac = mac;
+            state.datapath_id = id;
+            state.forward_reserved = forward_reserved;
+        }
+    }
+
+    /// Takes ports away that are no longer wanted, or wanted as something else.
+    fn remove_unwanted(&mut self, wanted: &BTreeMap<&str, Wanted<'_>>) {
+        let gone: Vec<String> = self
+            .ports
+            .iter()
+            .filter(|(name, state)| match wanted.get(name.as_str()) {
+                None => true,
+                // A failed port is tried again with every change: what it lacked may be there now.
+                Some(w) => {
+                    matches!(state.backend, Backend::Failed(_))
+                        || state.bridge != w.bridge.name
+                        || w.kind().as_ref() != Ok(&state.kind)
+                }
+            })
+            .map(|(name, _)| name.clone())
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let removed: Vec<PortState> = gone.iter().filter_map(|name| self.ports.remove(name)).collect();
+        // No thread knows them any more when this returns.
+        self.publish();
+        for state in removed {
+            let Some(index) = state.index() else { continue };
+            self.forget_port(index);
+            if let Backend::Client { port, .. } = state.backend {
+                if let Some(claim) = self.clients.claims.get(&port) {
+                    let text = format!("port {port} was removed from the switch");
+                    self.evictions.push((
+                        claim.client,
+                        Refused {
+                            reason: Reason::Removed,
+                            text,
+                        },
+                    ));
+                }
+                self.clients.free_if_unused(port);
+            }
+            log::info!("bridge {}: removed port {}", state.bridge, state.name);
+        }
+    }
+
+    fn forget_port(&self, index: PortIndex) {
+        for bridge in self.bridges.values() {
+            bridge.table.flush_port(index);
+        }
+        self.parts.segment.set_port(index.into(), None);
+        self.parts.segment.clear_port(index.into());
+    }
+
+    fn configure_port(&mut self, wanted: &Wanted<'_>) {
+        let (vlan, mtu) = (wanted.vlan(), wanted.mtu());
+        if let Some(state) = self.ports.get_mut(&wanted.interface.name) {
+            state.uuid = wanted.interface.uuid;
+            if state.vlan != vlan {
+                log::info!("bridge {}: VLANs of port {} changed", state.bridge, state.name);
+                state.vlan = vlan;
+                // What was learned in its old VLANs may be unreachable now.
+                if let (Some(index), Some(bridge)) = (state.index(), self.bridges.get(&state.bridge)) {
+                    bridge.table.flush_port(index);
+                }
+            }
+            state.mtu = mtu;
+            return;
+        }
+        let (kind, backend) = match wanted.kind() {
+            Ok(kind) => {
+                let backend = self.set_up(&kind, mtu).unwrap_or_else(Backend::Failed);
+                (kind, backend)
+            }
+            Err(e) => (Kind::Local, Backend::Failed(e)),
+        };
+        let ofport = self.choose_ofport(wanted, &kind, &backend);
+        let name = wanted.interface.name.clone();
+        match &backend {
+            Backend::Failed(e) => log::warn!("bridge {}: port {name}: {e}", wanted.bridge.name),
+            _ => log::info!(
+                "bridge {}: added port {name} as number {ofport}",
+                wanted.bridge.name
+            ),
+        }
+        let state = PortState {
+            uuid: wanted.interface.uuid,
+            name: name.clone(),
+            bridge: wanted.bridge.name.clone(),
+            ofport,
+            vlan,
+            mtu,
+            kind,
+            backend,
+        };
+        self.ports.insert(name, state);
+    }
+
+    fn set_up(&mut self, kind: &Kind, mtu: u16) -> Result<Backend, String> {
+        let no_index = || "the switch has as many ports as it can".to_owned();
+        match kind {
+            Kind::Local => Ok(Backend::Local),
+            Kind::Client { port } => {
+                let taken =
+                    |s: &&PortState| matches!(s.backend, Backend::Client { port: p, .. } if p == *port);
+                if let Some(other) = self.ports.values().find(taken) {
+                    return Err(format!("ring port {port} is interface {}'s already", other.name));
+                }
+                // A client that has just lost this port may not be dead yet: then its index stays, too.
+                let index = self.free_index().ok_or_else(no_index)?;
+                if !self.clients.memory.contains_key(port) {
+                    let memory = PortMemory::create(*port).map_err(|e| {
+                        format!("no memory for the rings of port {port} ({e}); raise dpdk-socket-mem")
+                    })?;
+                    self.clients.memory.insert(*port, memory);
+                }
+                Ok(Backend::Client { index, port: *port })
+            }
+            Kind::Ethdev {
+                devargs,
+                rx_queues,
+                tx_queues,
+                rx_descriptors,
+                tx_descriptors,
+            } => {
+                let index = self.free_index().ok_or_else(no_index)?;
+                let setup = Setup {
+                    rx_queues: *rx_queues,
+                    tx_queues: *tx_queues,
+                    rx_descriptors: *rx_descriptors,
+                    tx_descriptors: *tx_descriptors,
+                    mtu,
+                };
+                self.start_device(devargs, &setup, index)
+            }
+            Kind::EthdevById { port } => {
+                let index = self.free_index().ok_or_else(no_index)?;
+                let devices = ethdev::attached_devices();
+                let (_, name) = devices.iter().find(|(id, _)| id == port).ok_or_else(|| {
+                    format!(
+                        "there is no DPDK port {port} ({} found at start-up); bind the NIC to vfio-pci and name it with \
+                         dpdk-extra \"-a PCI-ADDRESS\", or set options:dpdk-devargs",
+                        devices.len()
+                    )
+                })?;
+                let setup = Setup {
+                    rx_queues: 1,
+                    tx_queues: 1,
+                    rx_descriptors: 1024,
+                    tx_descriptors: 1024,
+                    mtu,
+                };
+                self.start_device(name, &setup, index)
+            }
+        }
+    }
+
+    fn start_device(&self, devargs: &str, setup: &Setup, index: PortIndex) -> Result<Backend, String> {
+        let device = devargs.split(',').next().unwrap_or_default();
+        let taken =
+            |s: &&PortState| matches!(&s.backend, Backend::Ethdev { io, .. } if io.device.device() == device);
+        if let Some(other) = self.ports.values().find(taken) {
+            return Err(format!("device '{device}' is interface {}'s already", other.name));
+        }
+        // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
+        ethdev::forget_secondaries(&ethdev::eal_runtime_dir());
+        let mut device = Ethdev::attach(devargs).map_err(|e| e.to_string())?;
+        let setup = Setup {
+            tx_queues: setup.tx_queues.max(self.parts.pmds.count() as u16),
+            ..*setup
+        };
+        device
+            .start(&setup, self.parts.ledger.pool())
+            .map_err(|e| e.to_string())?;
+        Ok(Backend::Ethdev {
+            index,
+            io: Arc::new(EthdevIo::new(device)),
+            link: Link::default(),
+        })
+    }
+
+    /// The number asked for, else that of a historic name, else the lowest one free on the bridge.
+    fn choose_ofport(&self, wanted: &Wanted<'_>, kind: &Kind, backend: &Backend) -> u16 {
+        if matches!(backend, Backend::Failed(_)) {
+            return 0;
+        }
+        if *kind == Kind::Local {
+            return LOCAL;
+        }
+        let free = |n: &u16| {
+            (1..=65279).contains(n)
+                && !self
+                    .ports
+                    .values()
+                    .any(|p| p.bridge == wanted.bridge.name && p.ofport == *n)
+        };
+        let asked = wanted.interface.ofport_request.filter(free);
+        let historic = Kind::preferred_ofport(&wanted.interface.name).filter(free);
+        asked.or(historic).or_else(|| (1..=65279).find(free)).unwrap_or(0)
+    }
+}
+
+/// An interface as the database wants it, with the rows it hangs on.
+#[derive(Debug, Clone, Copy)]
+struct Wanted<'a> {
+    bridge: &'a BridgeConfig,
+    port: &'a PortConfig,
+    interface: &'a InterfaceConfig,
+}
+
+impl Wanted<'_> {
+    fn kind(&self) -> Result<Kind, String> {
+        if self.port.interfaces.len() > 1 {
+            return Err(format!(
+                "port {} has several interfaces; bonding is not supported",
+                self.port.name
+            ));
+        }
+        if self.port.vlan_mode == Some(VlanMode::Dot1qTunnel) {
+            return Err("vlan_mode=dot1q-tunnel is not supported".into());
+        }
+        Kind::of(self.interface, &self.bridge.name)
+    }
+
+    fn mtu(&self) -> u16 {
+        let Some(asked) = self.interface.mtu_request else {
+            return DEFAULT_MTU;
+        };
+        match u16::try_from(asked) {
+            Ok(mtu @ 68..=MAX_MTU) => mtu,
+            _ => {
+                log::warn!(
+                    "{}: mtu_request {asked} is not within 68 to {MAX_MTU}",
+                    self.interface.name
+                );
+                DEFAULT_MTU
+            }
+        }
+    }
+
+    fn vlan(&self) -> VlanPolicy {
+        let tag = self.port.tag.unwrap_or(0);
+        let trunks = &self.port.trunks;
+        match self.port.vlan_mode {
+            Some(VlanMode::NativeTagged) => VlanPolicy::native(tag, trunks, true),
+            Some(VlanMode::NativeUntagged) => VlanPolicy::native(tag, trunks, false),
+            Some(VlanMode::Trunk) => VlanPolicy::trunk(trunks),
+            Some(VlanMode::Access) => VlanPolicy::access(tag),
+            Some(VlanMode::Dot1qTunnel) | None if self.port.tag.is_some() => VlanPolicy::access(tag),
+            Some(VlanMode::Dot1qTunnel) | None => VlanPolicy::trunk(trunks),
+        }
+    }
+}
+
+/// The bridge's own address: other_config:hwaddr, else one made of its row's id, locally administered.
+fn bridge_mac(bridge: &BridgeConfig) -> MacAddr {
+    let asked = bridge
+        .other_config
+        .get("hwaddr")
+        .and_then(|text| text.parse().ok());
+    asked.unwrap_or_else(|| {
+        let [.., a, b, c, d, e] = bridge.uuid.0.to_be_bytes();
+        MacAddr([0x02, a, b, c, d, e])
+    })
+}
+
+fn datapath_id(mac: MacAddr) -> String {
+    let MacAddr([a, b, c, d, e, f]) = mac;
+    format!("0000{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}{f:02x}")
+}

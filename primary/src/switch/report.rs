@@ -1,0 +1,143 @@
+//! What the database shows of the switch.
+
+use std::collections::BTreeMap;
+
+use vswitch_common::eal;
+use vswitch_common::stats::Counter;
+use vswitch_control::MacAddr;
+use vswitch_control::status::{BridgeStatus, Duplex, InterfaceStatus, LinkState, Status};
+
+use super::{Backend, PortState, Switch};
+
+impl Switch {
+    /// The present state, for the database.
+    pub fn status(&self) -> Status {
+        let set = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect();
+        Status {
+            cur_cfg: self.config.next_cfg,
+            dpdk_version: Some(eal::version()),
+            dpdk_initialized: true,
+            datapath_types: set(&["dpdk", "netdev"]),
+            iface_types: set(&["dpdk", "dpdkr", "internal"]),
+            statistics: BTreeMap::new(),
+            bridges: self
+                .bridges
+                .values()
+                .map(|b| {
+                    let status = BridgeStatus {
+                        datapath_id: Some(b.datapath_id.clone()),
+                        datapath_version: "<built-in>".into(),
+                        status: BTreeMap::new(),
+                    };
+                    (b.uuid, status)
+                })
+                .collect(),
+            interfaces: self
+                .ports
+                .values()
+                .map(|p| (p.uuid, self.interface_status(p)))
+                .collect(),
+            controllers: BTreeMap::new(),
+        }
+    }
+
+    fn interface_status(&self, port: &PortState) -> InterfaceStatus {
+        let state = |up: bool| Some(if up { LinkState::Up } else { LinkState::Down });
+        let mut status = InterfaceStatus {
+            ofport: Some(port.ofport.into()),
+            admin_state: state(true),
+            mtu: Some(port.mtu.into()),
+            ..InterfaceStatus::default()
+        };
+        let text = |pairs: &[(&str, String)]| -> BTreeMap<String, String> {
+            pairs.iter().map(|(k, v)| ((*k).to_owned(), v.clone())).collect()
+        };
+        match &port.backend {
+            Backend::Failed(reason) => return InterfaceStatus::failed(reason.clone()),
+            Backend::Local => {
+                status.link_state = state(true);
+                status.mac_in_use = self.bridges.get(&port.bridge).map(|b| b.mac);
+            }
+            Backend::Client {
+                index,
+                port: ring_port,
+            } => {
+                let claim = self.clients.claims.get(ring_port).filter(|c| c.index == *index);
+                status.link_state = state(claim.is_some());
+                status.status = text(&[
+                    ("driver_name", "client rings".into()),
+                    ("port", ring_port.to_string()),
+                    ("mode", "client".into()),
+                    (
+                        "status",
+                        if claim.is_some() {
+                            "connected"
+                        } else {
+                            "disconnected"
+                        }
+                        .into(),
+                    ),
+                ]);
+                if let Some(claim) = claim {
+                    let queues = claim.session.queues().len().to_string();
+                    status
+                        .status
+                        .extend(text(&[("n_rxq", queues.clone()), ("n_txq", queues)]));
+                }
+                status.statistics = self.statistics(*index);
+            }
+            Backend::Ethdev { index, io, link } => {
+                let device = &io.device;
+                status.link_state = state(link.up);
+                status.link_speed = link.speed.map(|mbit| i64::from(mbit) * 1_000_000);
+                status.duplex = link.up.then_some(if link.full_duplex {
+                    Duplex::Full
+                } else {
+                    Duplex::Half
+                });
+                status.mac_in_use = device.mac().map(MacAddr);
+                status.mtu = device.mtu().map(i64::from).or(status.mtu);
+                status.status = text(&[
+                    ("port_no", device.port().to_string()),
+                    ("bus_info", device.device().to_owned()),
+                    ("n_rxq", device.rx_queues().to_string()),
+                    ("n_txq", device.tx_queues().to_string()),
+                ]);
+                if let Ok(info) = device.info() {
+                    status.status.extend(text(&[
+                        ("driver_name", info.driver),
+                        ("min_rx_bufsize", info.min_rx_buffer.to_string()),
+                        ("max_rx_pktlen", info.max_rx_packet.to_string()),
+                        ("max_rx_queues", info.max_rx_queues.to_string()),
+                        ("max_tx_queues", info.max_tx_queues.to_string()),
+                    ]));
+                }
+                status.statistics = self.statistics(*index);
+            }
+        }
+        status
+    }
+
+    fn statistics(&self, index: u16) -> BTreeMap<String, i64> {
+        let total = |c: Counter| self.parts.segment.total(index.into(), c) as i64;
+        let mut statistics: BTreeMap<String, i64> = Counter::ALL
+            .iter()
+            .map(|&c| (c.name().to_owned(), total(c)))
+            .collect();
+        let dropped = |prefix: &str| -> i64 {
+            Counter::ALL
+                .iter()
+                .filter(|c| c.is_drop() && c.name().starts_with(prefix))
+                .map(|&c| total(c))
+                .sum()
+        };
+        statistics.insert("rx_dropped".into(), dropped("rx_"));
+        statistics.insert("tx_dropped".into(), dropped("tx_"));
+        statistics.insert(
+            "rx_errors".into(),
+            total(Counter::RxBadMbuf) + total(Counter::RxBadRing),
+        );
+        statistics.insert("tx_errors".into(), 0);
+        statistics
+    }
+}
