@@ -77,12 +77,12 @@ pub fn amount(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
     let usable: u64 = pages
         .iter()
         .filter(|p| p.mount.is_some())
-        .map(|p| p.free * p.size >> 20)
+        .map(|p| (p.free * p.size) >> 20)
         .sum();
     let unmounted: u64 = pages
         .iter()
         .filter(|p| p.mount.is_none())
-        .map(|p| p.free * p.size >> 20)
+        .map(|p| (p.free * p.size) >> 20)
         .sum();
     let need = asked.unwrap_or(LEAST_MB);
     if usable >= need {

@@ -2,10 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use vswitch_common::ethdev;
 use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::layout::ClientStats;
 use vswitch_common::port::message::{Attached, Hello, QueueAddresses, Reason};
 use vswitch_common::stats::Counter;
 
@@ -13,6 +14,19 @@ use super::clients::Claim;
 use super::{Backend, Switch};
 use crate::attach::{Admission, ClientId, Ports, Refused};
 use crate::datapath::client_port::Session;
+
+/// Finds a counter in a client's control block.
+type CounterOf = fn(&ClientStats) -> &AtomicU64;
+
+/// What clients count, and where it is shown.
+const MIRRORED: &[(Counter, CounterOf)] = &[
+    (Counter::GuestTxTooLong, |s| &s.tx_too_long),
+    (Counter::GuestTxBadHeader, |s| &s.tx_bad_header),
+    (Counter::GuestTxTooShort, |s| &s.tx_too_short),
+    (Counter::GuestRxNotReady, |s| &s.rx_not_ready),
+    (Counter::GuestRxTooLong, |s| &s.rx_too_long),
+    (Counter::GuestBrokenQueues, |s| &s.broken_virtqueues),
+];
 
 impl Switch {
     /// The configured interface of ring port `port`: its name.
@@ -34,27 +48,14 @@ impl Switch {
     pub(super) fn mirror_client_counters(&self) {
         for claim in self.clients.claims.values() {
             let index = usize::from(claim.index);
-            let sum = |of: fn(&vswitch_common::port::layout::ClientStats) -> u64| -> u64 {
-                claim.session.queues().iter().map(|q| of(q.client_stats())).sum()
-            };
-            let counters: [(Counter, fn(&vswitch_common::port::layout::ClientStats) -> u64); 6] = [
-                (Counter::GuestTxTooLong, |s| s.tx_too_long.load(Ordering::Relaxed)),
-                (Counter::GuestTxBadHeader, |s| {
-                    s.tx_bad_header.load(Ordering::Relaxed)
-                }),
-                (Counter::GuestTxTooShort, |s| {
-                    s.tx_too_short.load(Ordering::Relaxed)
-                }),
-                (Counter::GuestRxNotReady, |s| {
-                    s.rx_not_ready.load(Ordering::Relaxed)
-                }),
-                (Counter::GuestRxTooLong, |s| s.rx_too_long.load(Ordering::Relaxed)),
-                (Counter::GuestBrokenQueues, |s| {
-                    s.broken_virtqueues.load(Ordering::Relaxed)
-                }),
-            ];
-            for (counter, of) in counters {
-                self.parts.stats.set(index, counter, sum(of));
+            for (counter, of) in MIRRORED {
+                let sum = claim
+                    .session
+                    .queues()
+                    .iter()
+                    .map(|q| of(q.client_stats()).load(Ordering::Relaxed))
+                    .sum();
+                self.parts.stats.set(index, *counter, sum);
             }
         }
     }
