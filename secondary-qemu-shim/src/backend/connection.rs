@@ -1,20 +1,27 @@
 //! The connection to the frontend: QEMU listens, this side connects.
 
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
-use vhost::vhost_user::{BackendReqHandler, Error};
+use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
 
 use super::Device;
 use crate::port::SwitchPort;
 
-/// Bytes of a vhost-user message's header.
+/// Bytes of a vhost-user message's header: request, flags, size of the payload, four each.
 const HEADER: usize = 12;
+/// Requests that this module looks at itself.
+const SET_FEATURES: u32 = 2;
+const SET_VRING_ENABLE: u32 = 18;
+/// Header flags: version 1, this is a reply, a reply is wanted.
+const VERSION: u32 = 1;
+const REPLY: u32 = 1 << 2;
+const NEED_REPLY: u32 = 1 << 3;
 
 /// How long a message may take to arrive whole.
 const MESSAGE_TIME: Duration = Duration::from_secs(1);
@@ -35,9 +42,12 @@ pub enum Ended {
 /// An open connection.
 pub struct Connection<P: SwitchPort + 'static> {
     socket: UnixStream,
+    device: Arc<Mutex<Device<P>>>,
     handler: BackendReqHandler<Mutex<Device<P>>>,
     /// A part of a header has been waiting since then.
     partial_since: Option<Instant>,
+    /// The frontend has set the device's features.
+    features_set: bool,
 }
 
 impl<P: SwitchPort + 'static> Connection<P> {
@@ -50,11 +60,13 @@ impl<P: SwitchPort + 'static> Connection<P> {
         // The control thread has other things to do than to wait for half a message.
         socket.set_read_timeout(Some(MESSAGE_TIME))?;
         socket.set_write_timeout(Some(MESSAGE_TIME))?;
-        let handler = BackendReqHandler::from_stream(socket.try_clone()?, device);
+        let handler = BackendReqHandler::from_stream(socket.try_clone()?, device.clone());
         Ok(Connection {
             socket,
+            device,
             handler,
             partial_since: None,
+            features_set: false,
         })
     }
 
@@ -82,12 +94,49 @@ impl<P: SwitchPort + 'static> Connection<P> {
             Err(Errno::ECONNRESET) => return Err(Ended::Closed),
             Err(why) => return Err(Ended::Socket(why)),
         }
+        let [request, flags, _] = words(&header);
+        if request == SET_VRING_ENABLE && !self.features_set {
+            return self.enable_early(flags);
+        }
+        self.features_set |= request == SET_FEATURES;
         self.handler.handle_request().map_err(|why| match why {
             Error::Disconnected | Error::SocketBroken(_) => Ended::Closed,
             Error::SocketRetry(_) => Ended::Stalled,
             why => Ended::Message(why),
         })
     }
+}
+
+impl<P: SwitchPort + 'static> Connection<P> {
+    /// QEMU enables a netdev's rings before it has set features, which the message library takes for an error.
+    fn enable_early(&mut self, flags: u32) -> Result<(), Ended> {
+        let mut message = [0; HEADER + 8];
+        self.socket.read_exact(&mut message).map_err(|_| Ended::Stalled)?;
+        let [_, _, size, index, enable] = words(&message);
+        let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+        if size != 8 {
+            return Err(Ended::Message(Error::InvalidMessage));
+        }
+        device
+            .set_vring_enable(index, enable != 0)
+            .map_err(Ended::Message)?;
+        if flags & NEED_REPLY != 0 {
+            let reply = [SET_VRING_ENABLE, VERSION | REPLY, 8, 0, 0].map(u32::to_ne_bytes);
+            self.socket
+                .write_all(reply.as_flattened())
+                .map_err(|_| Ended::Closed)?;
+        }
+        Ok(())
+    }
+}
+
+/// The first words of a message, in host byte order as the protocol has them.
+fn words<const N: usize>(bytes: &[u8]) -> [u32; N] {
+    let mut words = [0; N];
+    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks::<4>().0) {
+        *word = u32::from_ne_bytes(*bytes);
+    }
+    words
 }
 
 impl<P: SwitchPort + 'static> AsFd for Connection<P> {
