@@ -153,15 +153,25 @@ fn a_full_disk_is_outlived() {
     database.crash();
     let kib = std::fs::metadata(database.file()).unwrap().len().div_ceil(1024);
     database.start_with_full_disk(u32::try_from(kib).unwrap());
+    for length in [300, 1] {
+        // Until the last bytes are gone.
+        for n in 0.. {
+            let value = format!("other_config:a={n}{}", "x".repeat(length));
+            let args = ["--no-wait", "set", "Bridge", "br0", &value];
+            if !support::tool(&dir, "ovs-vsctl", &args).status.success() {
+                break;
+            }
+        }
+    }
     let switch = PretendSwitch::start(database.target());
     switch.config_where("the bridge", |c| c.bridges.len() == 1);
-    // Until the last bytes are gone.
-    let long = format!("other_config:long={}", "x".repeat(2000));
-    let refused = support::tool(&dir, "ovs-vsctl", &["--timeout=5", "set", "Bridge", "br0", &long]);
-    assert!(!refused.status.success());
     std::thread::sleep(Duration::from_millis(1500));
     assert_eq!(vsctl(&dir, "list-br"), "br0\n", "it still answers");
+    assert_eq!(vsctl(&dir, "get Interface br0 ofport"), "[]\n", "no room for it");
     database.lift_file_limit();
+    eventually("the status is written", || {
+        vsctl(&dir, "get Interface br0 ofport") == "65534\n"
+    });
     vsctl(&dir, "add-port br0 p");
     eventually("the status got through", || {
         vsctl(&dir, "get Interface p ofport") == "2\n"
@@ -320,6 +330,24 @@ fn a_refused_write_is_tried_again_and_the_newest_status_wins() {
     });
     let third = server.hear_method("transact");
     assert_eq!(third["params"][1]["row"]["cur_cfg"], json!(-3));
+}
+
+#[test]
+fn a_write_lost_with_its_connection_is_made_again() {
+    let (_dir, listener, target) = fake_server();
+    let client = Client::start(target, |_| {}).unwrap();
+    let mut server = accept(&listener);
+    server.greet();
+    client.publish(Status {
+        cur_cfg: 1,
+        ..Default::default()
+    });
+    server.hear_method("transact");
+    drop(server);
+    let mut server = accept(&listener);
+    server.greet();
+    let again = server.hear_method("transact");
+    assert_eq!(again["params"][1]["row"]["cur_cfg"], json!(1));
 }
 
 #[test]

@@ -36,7 +36,7 @@ const MAX_CONNECTIONS: usize = 1024;
 /// Time for the first word.
 const HELLO_TIME: Duration = Duration::from_secs(5);
 /// Time to initialise EAL.
-const INIT_TIME: Duration = Duration::from_secs(10);
+const INIT_TIME: Duration = Duration::from_secs(5);
 /// Time for a process to end by itself after its connection has.
 const GRACE: Duration = Duration::from_millis(100);
 
