@@ -326,14 +326,14 @@ fn serve(
                 Event::Exit(reply) => return Some(reply),
             }
         }
-        server.work(switch);
-        for (id, why) in switch.take_evictions() {
-            server.evict(id, &why);
-        }
         if Instant::now() >= next_tick {
             next_tick = Instant::now() + TICK;
             switch.tick();
             client.publish(switch.status());
+        }
+        server.work(switch);
+        for (id, why) in switch.take_evictions() {
+            server.evict(id, &why);
         }
     }
 }

@@ -28,7 +28,32 @@ const MIRRORED: &[(Counter, CounterOf)] = &[
     (Counter::GuestBrokenQueues, |s| &s.broken_virtqueues),
 ];
 
+/// Wrong ring entries within a second that end an attachment: no honest client hands in a single one.
+const OFFENCES_TO_EVICT: u64 = 1000;
+
 impl Switch {
+    /// Once a second: names clients that hand in what is not theirs, and parts with those that go on.
+    pub(super) fn watch_clients(&mut self) {
+        for (port, claim) in &mut self.clients.claims {
+            let total = |counter| self.parts.segment.total(claim.index.into(), counter);
+            let offences = total(Counter::RxBadMbuf) + total(Counter::RxBadRing);
+            let new = offences - std::mem::replace(&mut claim.offences, offences).min(offences);
+            if new >= OFFENCES_TO_EVICT {
+                let text = format!("port {port}: {new} wrong ring entries within a second");
+                log::warn!("{text}; the client is detached");
+                self.evictions.push((
+                    claim.client,
+                    Refused {
+                        reason: Reason::Misbehaved,
+                        text,
+                    },
+                ));
+            } else if new > 0 {
+                log::warn!("port {port}: its client put {new} wrong entries on its rings; they were ignored");
+            }
+        }
+    }
+
     /// The configured interface of ring port `port`: its name.
     fn client_port(&self, port: u16) -> Result<&super::PortState, Refused> {
         let found = self
@@ -129,6 +154,7 @@ impl Ports for Switch {
                 client,
                 index,
                 session,
+                offences,
             },
         );
         self.publish();

@@ -108,6 +108,8 @@ pub struct Claim {
     /// The datapath index it was attached under; stays taken until the release.
     pub index: PortIndex,
     pub session: Arc<Session>,
+    /// Wrong ring entries that the port's client had handed in when it was last looked at.
+    pub offences: u64,
 }
 
 /// All ring ports' memory and clients, by ring port number.

@@ -234,6 +234,7 @@ impl Switch {
             self.describe_ports();
         }
         self.mirror_client_counters();
+        self.watch_clients();
         let pool = self.parts.ledger.pool();
         self.parts
             .segment
