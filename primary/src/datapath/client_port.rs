@@ -11,7 +11,7 @@ use spin::mutex::SpinMutex;
 use vswitch_common::mbuf::Mbuf;
 use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::layout::{ClientStats, ControlRef};
-use vswitch_common::port::{ALLOC_RING_SIZE, QUOTA};
+use vswitch_common::port::{ALLOC_RING_SIZE, QUOTA, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingCorrupt, RingMemory};
 
 use super::BURST;
@@ -160,6 +160,15 @@ impl Queue {
                         }
                         None => polled.bad_mbufs += 1,
                     }
+                }
+                // A client may sleep until its ring, which was full, has room again.
+                if n == want
+                    && half
+                        .tx
+                        .available()
+                        .is_ok_and(|left| left > TX_RING_SIZE as usize / 2)
+                {
+                    self.wake_client();
                 }
             }
             Err(RingCorrupt) => polled.bad_rings += 1,

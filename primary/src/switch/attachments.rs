@@ -148,6 +148,8 @@ impl Ports for Switch {
             .map(|(m, (to_switch, to_client))| (m, to_switch, to_client));
         // SAFETY: the rings are this port's, just emptied, and there is no other session: the last one was released.
         let session = Arc::new(unsafe { Session::new(index, parts.collect()) });
+        let total = |counter| self.parts.segment.total(index.into(), counter);
+        let offences = total(Counter::RxBadMbuf) + total(Counter::RxBadRing);
         self.clients.claims.insert(
             hello.port,
             Claim {
