@@ -9,7 +9,7 @@ use std::thread::Builder;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vswitch_common::port::client::{AttachError, Attachment, Connection};
+use vswitch_common::port::client::{AttachError, Attachment, Connection, Turn};
 use vswitch_common::port::message::Hello;
 use vswitch_common::rundir;
 
@@ -29,8 +29,12 @@ pub enum Progress {
     Attaching,
     /// Done.
     Attached(Box<Attachment>),
-    /// EAL can't be initialised a second time: this process has no further try.
+    /// The switch went away or changed its mind after EAL was initialised, which can't be done a second time.
+    Lost,
+    /// EAL does not start here.
     Failed(String),
+    /// EAL was told something that does not fit the switch.
+    Misconfigured(String),
 }
 
 /// The attach that runs in the background.
@@ -56,6 +60,7 @@ impl Attach {
             sender,
             wake: Arc::clone(&wake),
             said: HashSet::new(),
+            waiting: false,
         };
         Builder::new().name("attach".into()).spawn(move || worker.run())?;
         Ok(Attach { progress, wake })
@@ -82,20 +87,17 @@ struct Worker {
     wake: Arc<EventFd>,
     /// What the user has been told already.
     said: HashSet<String>,
+    /// The last report was [`Progress::Waiting`].
+    waiting: bool,
 }
 
 impl Worker {
     fn run(mut self) {
-        loop {
-            let (text, pause) = match self.attempt() {
-                Ok(attachment) => return self.report(Progress::Attached(Box::new(attachment))),
+        let turn = loop {
+            let (text, pause) = match self.turn() {
+                Ok(turn) => break turn,
                 Err(AttachError::NoSwitch { path, .. }) => (
                     format!("no switch running at {}; waiting", path.display()),
-                    LOOK_EVERY,
-                ),
-                Err(AttachError::Eal(why)) => return self.report(Progress::Failed(why.to_string())),
-                Err(AttachError::Gone) => (
-                    "the switch went away during the attach; waiting".into(),
                     LOOK_EVERY,
                 ),
                 Err(why) => (format!("{why}; trying again every second"), ASK_EVERY),
@@ -103,35 +105,51 @@ impl Worker {
             self.say(text);
             self.report(Progress::Waiting);
             std::thread::sleep(pause);
-        }
+        };
+        self.report(Progress::Attaching);
+        let progress = self.init(turn);
+        self.report(progress);
     }
 
-    fn attempt(&self) -> Result<Attachment, AttachError> {
+    /// Waits until the switch lets this process initialise EAL.
+    fn turn(&self) -> Result<Turn, AttachError> {
         let Config {
             port,
             queues,
             vm_name,
             rundir,
-            eal,
             ..
         } = &self.config;
         let hello = Hello::new(*port, *queues, vm_name);
-        let connection = Connection::open(&rundir::attach_socket(rundir), &hello)?;
-        let turn = connection.wait()?;
-        if let Some(prefix) = &eal.file_prefix
+        Connection::open(&rundir::attach_socket(rundir), &hello)?.wait()
+    }
+
+    /// Attaches. From here on the switch takes this process for one that may touch its memory: there is no second
+    /// try in it.
+    fn init(&mut self, turn: Turn) -> Progress {
+        if let Some(prefix) = &self.config.eal.file_prefix
             && *prefix != turn.file_prefix()
         {
             let own = turn.file_prefix();
-            return Err(AttachError::Answer(format!(
-                "EAL option --file-prefix={prefix}, but the switch has {own}"
-            )));
+            return Progress::Misconfigured(format!(
+                "EAL option --file-prefix={prefix}: the switch has {own}"
+            ));
         }
-        self.report(Progress::Attaching);
-        let attachment = turn.init_eal("dpdk-qemu-shim", &self.config.eal_args())?;
-        Ok(attachment)
+        match turn.init_eal("dpdk-qemu-shim", &self.config.eal_args()) {
+            Ok(attachment) => Progress::Attached(Box::new(attachment)),
+            Err(AttachError::Eal(why)) => Progress::Failed(why.to_string()),
+            Err(why) => {
+                self.say(why.to_string());
+                Progress::Lost
+            }
+        }
     }
 
-    fn report(&self, progress: Progress) {
+    fn report(&mut self, progress: Progress) {
+        let waiting = matches!(progress, Progress::Waiting);
+        if std::mem::replace(&mut self.waiting, waiting) && waiting {
+            return;
+        }
         // A control thread that is gone takes the process along.
         let _ = self.sender.send(progress);
         let _ = self.wake.write(1);

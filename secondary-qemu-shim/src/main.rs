@@ -1,6 +1,5 @@
 //! The binary: arguments in, service run, exit code out.
 
-use std::error::Error;
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::os::unix::process::CommandExt as _;
@@ -8,7 +7,7 @@ use std::process::{Command, ExitCode};
 
 use dpdk_qemu_shim::config::{Config, ConfigError};
 use dpdk_qemu_shim::cpus;
-use dpdk_qemu_shim::service::{self, Ending};
+use dpdk_qemu_shim::service::{self, Ending, ServiceError};
 
 /// Tells QEMU that another try is of no use until somebody changes something (sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -37,8 +36,11 @@ fn main() -> ExitCode {
         Ok(Ending::Done) => ExitCode::SUCCESS,
         Ok(Ending::Restart) => restart(&args),
         Err(error) => {
-            eprintln!("dpdk-qemu-shim: {}", chain(&error));
-            ExitCode::FAILURE
+            eprintln!("dpdk-qemu-shim: {error}");
+            match error {
+                ServiceError::Misconfigured { .. } => ExitCode::from(EX_CONFIG),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -46,9 +48,12 @@ fn main() -> ExitCode {
 /// This program anew, in this process: EAL can be initialised only once in a program's life.
 fn restart(args: &[OsString]) -> ExitCode {
     close_on_exec();
-    let error = Command::new("/proc/self/exe")
-        .args(args.get(1..).unwrap_or_default())
-        .exec();
+    let (name, rest) = args
+        .split_first()
+        .map_or(("dpdk-qemu-shim".as_ref(), args), |(name, rest)| {
+            (name.as_os_str(), rest)
+        });
+    let error = Command::new("/proc/self/exe").arg0(name).args(rest).exec();
     eprintln!("dpdk-qemu-shim: starting anew: {error}");
     ExitCode::FAILURE
 }
@@ -63,14 +68,4 @@ fn close_on_exec() {
             std::io::Error::last_os_error()
         );
     }
-}
-
-fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

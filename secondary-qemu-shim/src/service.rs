@@ -45,6 +45,8 @@ pub enum ServiceError {
     Signals(Errno),
     #[error("port {port}: {why}")]
     Eal { port: u16, why: String },
+    #[error("port {port}: {why}")]
+    Misconfigured { port: u16, why: String },
     #[error("waiting for events: {0}")]
     Poll(Errno),
 }
@@ -133,7 +135,9 @@ impl Service<'_> {
             }
             if woken.attach {
                 while let Some(progress) = self.attach.next() {
-                    self.attach_went(progress)?;
+                    if let Some(ending) = self.attach_went(progress)? {
+                        return Ok(ending);
+                    }
                 }
             }
             if woken.frontend
@@ -158,7 +162,7 @@ impl Service<'_> {
                 log::info!("connected to the frontend at {}", path.display());
                 self.frontend = Some(connection);
             }
-            Err(why) => log::debug!("no frontend at {} yet: {why}", path.display()),
+            Err(why) => log::trace!("no frontend at {} yet: {why}", path.display()),
         }
     }
 
@@ -201,10 +205,17 @@ impl Service<'_> {
         })
     }
 
-    fn attach_went(&mut self, progress: Progress) -> Result<(), ServiceError> {
+    fn attach_went(&mut self, progress: Progress) -> Result<Option<Ending>, ServiceError> {
         match progress {
             Progress::Waiting => self.device().set_unplugged(true),
             Progress::Attaching => self.device().set_unplugged(false),
+            Progress::Lost => return Ok(Some(self.without_switch())),
+            Progress::Misconfigured(why) => {
+                return Err(ServiceError::Misconfigured {
+                    port: self.config.port,
+                    why,
+                });
+            }
             Progress::Failed(why) => {
                 return Err(ServiceError::Eal {
                     port: self.config.port,
@@ -227,7 +238,15 @@ impl Service<'_> {
                 self.attachment = Some(*attachment);
             }
         }
-        Ok(())
+        Ok(None)
+    }
+
+    fn without_switch(&self) -> Ending {
+        if self.config.is_child() {
+            Ending::Done
+        } else {
+            Ending::Restart
+        }
     }
 
     /// The attach socket is readable.

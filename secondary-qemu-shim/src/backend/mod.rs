@@ -13,4 +13,6 @@ pub use device::{Device, DeviceError};
 pub use features::{FEATURES, PROTOCOL_FEATURES};
 
 #[cfg(test)]
+mod testpmd_tests;
+#[cfg(test)]
 mod tests;
