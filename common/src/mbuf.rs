@@ -350,18 +350,6 @@ impl Mbuf {
         self.set_checksum(checksum);
     }
 
-    /// Addresses of the segments behind the first, of a frame whose chain was checked.
-    #[inline]
-    pub fn following_addresses(&self) -> impl Iterator<Item = usize> {
-        let mut left = self.segment_count().min(MAX_SEGMENTS);
-        let mut at = Some(self);
-        std::iter::from_fn(move || {
-            left = left.checked_sub(1).filter(|&n| n > 0)?;
-            at = at?.next();
-            at.map(Mbuf::address)
-        })
-    }
-
     /// Cuts this segment off the ones behind it and returns the next one's address (unchecked).
     pub fn unlink(&mut self) -> usize {
         let next = self.next_address();

@@ -199,6 +199,7 @@ fn hostile_clients_hurt_only_themselves() {
         held.push(stream);
     }
     still_well();
+    assert!(held[..400].iter_mut().all(is_closed));
     drop((slow, held));
     still_well();
 }

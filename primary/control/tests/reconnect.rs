@@ -222,6 +222,10 @@ impl Fake {
 
     /// Up to the first snapshot, of an empty root row.
     fn greet(&mut self) {
+        self.greet_with_lock(true);
+    }
+
+    fn greet_with_lock(&mut self, locked: bool) {
         let columns = |names: &[&str]| {
             let columns: serde_json::Map<_, _> = names.iter().map(|n| (n.to_string(), json!({}))).collect();
             json!({ "columns": columns })
@@ -231,7 +235,7 @@ impl Fake {
             "Port": columns(&["name"]), "Interface": columns(&["name"])});
         self.answer(&schema, json!({ "tables": tables }));
         let lock = self.hear_method("lock");
-        self.answer(&lock, json!({"locked": true}));
+        self.answer(&lock, json!({ "locked": locked }));
         let monitor = self.hear_method("monitor");
         let root = json!({"00000000-0000-0000-0000-000000000001": {"new": {"next_cfg": 1, "cur_cfg": 0}}});
         self.answer(&monitor, json!({ "Open_vSwitch": root }));
@@ -330,6 +334,31 @@ fn a_refused_write_is_tried_again_and_the_newest_status_wins() {
     });
     let third = server.hear_method("transact");
     assert_eq!(third["params"][1]["row"]["cur_cfg"], json!(-3));
+}
+
+#[test]
+fn nothing_is_written_without_the_lock() {
+    let (_dir, listener, target) = fake_server();
+    let client = Client::start(target, |_| {}).unwrap();
+    let mut server = accept(&listener);
+    server.greet_with_lock(false);
+    client.publish(Status {
+        cur_cfg: 1,
+        ..Default::default()
+    });
+    server
+        .stream
+        .set_read_timeout(Some(Duration::from_millis(300)))
+        .unwrap();
+    let mut buffer = [0u8; 64];
+    assert!(
+        server.stream.read(&mut buffer).is_err(),
+        "{}",
+        String::from_utf8_lossy(&buffer)
+    );
+    server.stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    server.say(&json!({"id": null, "method": "locked", "params": ["ovs_vswitchd"]}));
+    server.hear_method("transact");
 }
 
 #[test]

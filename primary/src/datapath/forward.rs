@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
+use vswitch_common::mbuf::{Checksum, Mbuf};
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
@@ -227,19 +227,13 @@ impl Forwarder {
 
     /// A copy of `frame` in an mbuf of its own; `None` where the pool is empty or the frame exceeds one mbuf.
     fn copy(&self, frame: &Mbuf) -> Option<Mbuf> {
-        let len: usize = frame.segments().map(<[u8]>::len).sum();
-        if len > DATA_ROOM {
-            return None;
-        }
         let mut fresh = ArrayVec::<Mbuf, 1>::new();
         self.ledger.pool().alloc(&mut fresh);
         let mut copy = fresh.pop()?;
-        let room = copy.room_mut();
-        let mut at = 0;
-        for segment in frame.segments() {
-            room[at..at + segment.len()].copy_from_slice(segment);
-            at += segment.len();
-        }
+        let Some(len) = self.ledger.copy_frame(frame, copy.room_mut()) else {
+            self.ledger.free(copy);
+            return None;
+        };
         copy.set_frame(len, frame.checksum());
         Some(copy)
     }

@@ -19,6 +19,9 @@ impl Owner {
     /// The switch itself: in the pool, in a driver, or on its way through.
     pub const SWITCH: Owner = Owner(0);
 
+    /// The switch as well, but behind the first segment of a frame: only such an mbuf is ever followed to.
+    const CHAINED: Owner = Owner(u16::MAX);
+
     /// The client of the port with index `port`.
     pub fn client(port: u16) -> Owner {
         Owner(port + 1)
@@ -130,18 +133,51 @@ impl Ledger {
             next = mbuf.unlink();
             segments.push(mbuf);
         }
+        segments
+            .iter()
+            .skip(1)
+            .for_each(|m| self.set_owner(m.address(), Owner::CHAINED));
         let mut frame = Mbuf::chain(segments)?;
         frame.set_checksum(checksum);
         Some(frame)
     }
 
+    /// Visits the segments behind the first. The links lie in memory that clients can write, so each is checked: it
+    /// must lead to an mbuf that was chained when the frame was taken over.
+    fn follow(&self, frame: &Mbuf, mut visit: impl FnMut(Mbuf)) {
+        let mut next = frame.next_address();
+        for _ in 1..frame.segment_count().min(MAX_SEGMENTS) {
+            let Some(mbuf) = self.take(next, Owner::CHAINED) else {
+                return;
+            };
+            self.set_owner(next, Owner::CHAINED);
+            next = mbuf.next_address();
+            visit(mbuf);
+        }
+    }
+
+    /// Copies the bytes of all segments of `frame` to the start of `room`; `None` if they do not fit.
+    pub fn copy_frame(&self, frame: &Mbuf, room: &mut [u8]) -> Option<usize> {
+        let mut at = 0;
+        let mut append = |bytes: &[u8]| {
+            let place = room
+                .get_mut(at..at + bytes.len())
+                .map(|to| to.copy_from_slice(bytes));
+            at += bytes.len();
+            place.is_some()
+        };
+        let mut fits = append(frame.data());
+        self.follow(frame, |segment| fits &= append(segment.data()));
+        fits.then_some(at)
+    }
+
     /// Makes `mbuf` (all segments of the frame) `owner`'s. Do this before its address goes onto the client's ring.
     #[inline]
     pub fn give(&self, mbuf: &Mbuf, owner: Owner) {
-        self.set_owner(mbuf.address(), owner);
         if mbuf.segment_count() > 1 {
-            mbuf.following_addresses().for_each(|a| self.set_owner(a, owner));
+            self.follow(mbuf, |segment| self.set_owner(segment.address(), owner));
         }
+        self.set_owner(mbuf.address(), owner);
     }
 
     #[inline]
@@ -161,23 +197,16 @@ impl Ledger {
     }
 
     /// Gives a frame that the switch owns back to the pool, all its segments.
-    pub fn free(&self, mut mbuf: Mbuf) {
+    pub fn free(&self, mbuf: Mbuf) {
         let mut batch = arrayvec::ArrayVec::<Mbuf, MAX_SEGMENTS>::new();
-        let mut left = mbuf.segment_count().clamp(1, MAX_SEGMENTS);
-        loop {
-            left -= 1;
-            let next = mbuf.unlink();
-            self.scrub(&mut mbuf);
-            batch.push(mbuf);
-            if left == 0 {
-                break;
-            }
-            // SAFETY: the switch owns the frame, so its links are its own (`take_frame` rewrote a client's).
-            match unsafe { Mbuf::from_address(next) } {
-                Some(m) => mbuf = m,
-                None => break,
-            }
+        if mbuf.segment_count() > 1 {
+            self.follow(&mbuf, |segment| {
+                self.set_owner(segment.address(), Owner::SWITCH);
+                batch.push(segment);
+            });
         }
+        batch.push(mbuf);
+        batch.iter_mut().for_each(|m| self.scrub(m));
         self.pool.free(&mut batch);
     }
 

@@ -1,0 +1,464 @@
+//! The fast path on real rings and mbufs in one process, held against a simple model; and against garbage.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use arrayvec::ArrayVec;
+use dpdk_vswitchd::datapath::BURST;
+use dpdk_vswitchd::datapath::client_port::{QueueMemory, Session};
+use dpdk_vswitchd::datapath::forward::Forwarder;
+use dpdk_vswitchd::datapath::ledger::{Ledger, Owner};
+use dpdk_vswitchd::datapath::mac_table::MacTable;
+use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, Port};
+use dpdk_vswitchd::datapath::snapshot::{Bridge, Snapshot};
+use dpdk_vswitchd::datapath::vlan::VlanPolicy;
+use proptest::prelude::*;
+use vswitch_common::eal::Eal;
+use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::mempool::Pool;
+use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::layout::ControlBlocks;
+use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE};
+use vswitch_common::ring::{Consumer, Producer, RingMemory};
+use vswitch_common::stats::{Counter, PortBlock, Segment};
+
+const PORTS: usize = 4;
+const MTU: usize = 1500;
+const NOW: u32 = 10;
+
+/// EAL without hugepages, a pool, and the memory of four client ports: once a process, for one test at a time.
+struct Bench {
+    ledger: Arc<Ledger>,
+    segment: Arc<Segment>,
+    memory: Vec<QueueMemory>,
+}
+
+fn bench() -> std::sync::MutexGuard<'static, Bench> {
+    static BENCH: OnceLock<Mutex<Bench>> = OnceLock::new();
+    let bench = BENCH.get_or_init(|| {
+        let args = ["--no-huge", "--no-shconf", "--no-pci", "-m", "256"];
+        Eal::init("forwarding", &args.map(str::to_owned)).unwrap();
+        let ledger = Arc::new(Ledger::new(Pool::create("pool", 16384, -1).unwrap()));
+        let segment = Segment::create(&format!("forwarding-test-{}", std::process::id()), 1).unwrap();
+        let ring =
+            |port: usize, role: &str, size| RingMemory::create(&format!("{role}{port}"), size, -1).unwrap();
+        let memory = (0..PORTS)
+            .map(|port| QueueMemory {
+                alloc: ring(port, "alloc", ALLOC_RING_SIZE),
+                tx: ring(port, "tx", TX_RING_SIZE),
+                rx: ring(port, "rx", RX_RING_SIZE),
+                free: ring(port, "free", FREE_RING_SIZE),
+                control: ControlBlocks::create(port as u16, 1, -1).unwrap().get(0),
+            })
+            .collect();
+        Mutex::new(Bench {
+            ledger,
+            segment: Arc::new(segment),
+            memory,
+        })
+    });
+    bench.lock().unwrap_or_else(|e| e.into_inner())
+}
+
+/// A client's ends of its rings.
+struct Client {
+    alloc: Consumer,
+    tx: Producer,
+    rx: Consumer,
+    free: Producer,
+}
+
+/// Four client ports on one bridge, and their clients.
+struct Fixture<'a> {
+    bench: &'a Bench,
+    snapshot: Snapshot,
+    forwarder: Forwarder,
+    clients: Vec<Client>,
+    free_before: u32,
+}
+
+impl<'a> Fixture<'a> {
+    fn new(bench: &'a Bench, vlans: &[VlanPolicy]) -> Fixture<'a> {
+        let free_before = bench.ledger.pool().available();
+        let mut snapshot = Snapshot::default();
+        let mut clients = Vec::new();
+        for (index, (memory, vlan)) in bench.memory.iter().zip(vlans).enumerate() {
+            [memory.alloc, memory.tx, memory.rx, memory.free]
+                .iter()
+                .for_each(RingMemory::reset);
+            let bells = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+            // SAFETY: rings of this port alone, just emptied; the fixture before this one is gone.
+            let (session, client) = unsafe {
+                let client = Client {
+                    alloc: Consumer::new(memory.alloc),
+                    tx: Producer::new(memory.tx),
+                    rx: Consumer::new(memory.rx),
+                    free: Producer::new(memory.free),
+                };
+                (
+                    Session::new(index as u16, vec![(*memory, bells.0, bells.1)]),
+                    client,
+                )
+            };
+            let port = Port {
+                index: index as u16,
+                bridge: 0,
+                vlan: vlan.clone(),
+                max_frame: MTU + FRAME_OVERHEAD,
+                io: Io::Client(Arc::new(session)),
+            };
+            snapshot.ports.push(Some(Arc::new(port)));
+            bench.segment.clear_port(index);
+            clients.push(client);
+        }
+        let ports = (0..vlans.len() as u16).collect();
+        let table = Arc::new(MacTable::new(1024, 300));
+        snapshot.bridges.push(Bridge {
+            table,
+            ports,
+            forward_reserved: false,
+        });
+        let stats = PortBlock::claim(&bench.segment, 1).unwrap();
+        let mut forwarder = Forwarder::new(0, bench.ledger.clone(), stats);
+        forwarder.resize(snapshot.ports.len());
+        Fixture {
+            bench,
+            snapshot,
+            forwarder,
+            clients,
+            free_before,
+        }
+    }
+
+    /// Polls port `index` once and forwards what it finds.
+    fn poll(&mut self, index: usize) {
+        let port = self.snapshot.ports[index].clone().unwrap();
+        let Io::Client(session) = &port.io else {
+            unreachable!()
+        };
+        let mut frames = ArrayVec::<Mbuf, BURST>::new();
+        let found = session.queues()[0].receive(&self.bench.ledger, &mut frames);
+        self.forwarder
+            .stats()
+            .add(index, Counter::RxBadMbuf, found.bad_mbufs);
+        self.forwarder
+            .stats()
+            .add(index, Counter::RxBadRing, found.bad_rings);
+        if !frames.is_empty() {
+            self.forwarder.burst(&self.snapshot, &port, &mut frames, NOW);
+        }
+    }
+
+    /// Client `index` sends `bytes`.
+    fn send(&mut self, index: usize, bytes: &[u8]) {
+        let mut entry = [0];
+        if self.clients[index].alloc.dequeue(&mut entry).unwrap() == 0 {
+            self.poll(index);
+            assert_eq!(
+                self.clients[index].alloc.dequeue(&mut entry).unwrap(),
+                1,
+                "no empty mbuf"
+            );
+        }
+        // SAFETY: an empty mbuf that the switch gave to this client.
+        let mut mbuf = unsafe { Mbuf::from_address(entry[0]) }.unwrap();
+        mbuf.room_mut()[..bytes.len()].copy_from_slice(bytes);
+        mbuf.set_frame(bytes.len(), Checksum::Unknown);
+        assert_eq!(self.clients[index].tx.enqueue(&[mbuf]).unwrap(), 1);
+        self.poll(index);
+    }
+
+    /// What client `index` has received, in order.
+    fn received(&mut self, index: usize) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut entries = [0; 64];
+        loop {
+            let n = self.clients[index].rx.dequeue(&mut entries).unwrap();
+            for &address in &entries[..n] {
+                // SAFETY: a frame that the switch gave to this client.
+                let mbuf = unsafe { Mbuf::from_address(address) }.unwrap();
+                frames.push(mbuf.segments().flatten().copied().collect());
+                self.clients[index].free.enqueue(&[mbuf]).unwrap();
+            }
+            if n < entries.len() {
+                return frames;
+            }
+        }
+    }
+
+    /// Client `index` gives back what it has received, without a look: client 0 may still write into it.
+    fn return_unread(&mut self, index: usize) {
+        let mut entries = [0; 1024];
+        let n = self.clients[index].rx.dequeue(&mut entries).unwrap();
+        // SAFETY: addresses that are only moved from ring to ring.
+        let mbufs: Vec<Mbuf> = entries[..n]
+            .iter()
+            .map(|&a| unsafe { Mbuf::from_address(a) }.unwrap())
+            .collect();
+        self.clients[index].free.enqueue(&mbufs).unwrap();
+        for _ in 0..=n / BURST {
+            self.poll(index);
+        }
+    }
+
+    fn total(&self, index: usize, counter: Counter) -> u64 {
+        self.bench.segment.total(index, counter)
+    }
+
+    /// Ends the clients: every mbuf is back in the pool.
+    fn end(self) {
+        for port in self.snapshot.ports.iter().flatten() {
+            if let Io::Client(session) = &port.io {
+                session.reclaim(&self.bench.ledger);
+            }
+        }
+        assert_eq!(
+            self.bench.ledger.pool().available(),
+            self.free_before,
+            "mbufs are lost"
+        );
+    }
+}
+
+/// A VLAN mode as the Port table has it.
+#[derive(Debug, Clone)]
+enum Mode {
+    Access(u16),
+    Trunk(Vec<u16>),
+    Native {
+        tag: u16,
+        trunks: Vec<u16>,
+        tagged: bool,
+    },
+}
+
+impl Mode {
+    fn policy(&self) -> VlanPolicy {
+        match self {
+            Mode::Access(tag) => VlanPolicy::access(*tag),
+            Mode::Trunk(trunks) => VlanPolicy::trunk(trunks),
+            Mode::Native { tag, trunks, tagged } => VlanPolicy::native(*tag, trunks, *tagged),
+        }
+    }
+
+    fn carries(trunks: &[u16], vlan: u16) -> bool {
+        trunks.is_empty() || trunks.contains(&vlan)
+    }
+
+    /// The VLAN of a frame that comes in with VLAN id `vid` (0: none).
+    fn ingress(&self, vid: u16) -> Option<u16> {
+        match self {
+            _ if vid == 4095 => None,
+            Mode::Access(tag) => (vid == 0).then_some(*tag),
+            Mode::Trunk(trunks) => Self::carries(trunks, vid).then_some(vid),
+            Mode::Native { tag, .. } if vid == 0 || vid == *tag => Some(*tag),
+            Mode::Native { trunks, .. } => Self::carries(trunks, vid).then_some(vid),
+        }
+    }
+
+    /// Whether a frame of `vlan` leaves, and with a tag.
+    fn egress(&self, vlan: u16) -> Option<bool> {
+        match self {
+            Mode::Access(tag) => (vlan == *tag).then_some(false),
+            Mode::Trunk(trunks) => Self::carries(trunks, vlan).then_some(vlan != 0),
+            Mode::Native { tag, tagged, .. } if vlan == *tag => Some(*tagged),
+            Mode::Native { trunks, .. } => (vlan != 0 && Self::carries(trunks, vlan)).then_some(true),
+        }
+    }
+}
+
+/// The bridge in its plainest form.
+struct Model {
+    modes: Vec<Mode>,
+    seen: HashMap<(u16, [u8; 6]), usize>,
+}
+
+impl Model {
+    /// What leaves by each port when `frame` comes in by `from`.
+    fn forward(&mut self, from: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
+        if frame.len() < 14 {
+            return Vec::new();
+        }
+        let destination: [u8; 6] = frame[..6].try_into().unwrap();
+        let source: [u8; 6] = frame[6..12].try_into().unwrap();
+        let tagged = frame[12..14] == [0x81, 0] || frame[12..14] == [0x88, 0xa8];
+        if tagged && frame.len() < 18 {
+            return Vec::new();
+        }
+        if source[0] & 1 == 1 || source == [0; 6] {
+            return Vec::new();
+        }
+        if destination[..5] == [1, 0x80, 0xc2, 0, 0] && destination[5] < 16 {
+            return Vec::new();
+        }
+        let tci = if tagged {
+            u16::from_be_bytes([frame[14], frame[15]])
+        } else {
+            0
+        };
+        let Some(vlan) = self.modes[from].ingress(tci & 0xfff) else {
+            return Vec::new();
+        };
+        self.seen.insert((vlan, source), from);
+        let known = self
+            .seen
+            .get(&(vlan, destination))
+            .filter(|_| destination[0] & 1 == 0);
+        let targets: Vec<usize> = match known {
+            Some(&port) if self.modes[port].egress(vlan).is_some() => vec![port],
+            _ => (0..self.modes.len()).collect(),
+        };
+        targets
+            .into_iter()
+            .filter(|&port| port != from)
+            .filter_map(|port| {
+                let with_tag = self.modes[port].egress(vlan)?;
+                let out: Vec<u8> = match (tagged, with_tag) {
+                    (true, true) => {
+                        let mut out = frame.to_vec();
+                        out[14..16].copy_from_slice(&(tci & 0xf000 | vlan).to_be_bytes());
+                        out
+                    }
+                    (true, false) => [&frame[..12], &frame[16..]].concat(),
+                    (false, true) => [&frame[..12], &[0x81, 0], &vlan.to_be_bytes(), &frame[12..]].concat(),
+                    (false, false) => frame.to_vec(),
+                };
+                (out.len() <= MTU + FRAME_OVERHEAD).then_some((port, out))
+            })
+            .collect()
+    }
+}
+
+fn mode() -> impl Strategy<Value = Mode> {
+    let trunks = || proptest::collection::vec(prop_oneof![Just(0), Just(10u16), Just(20), Just(30)], 0..3);
+    prop_oneof![
+        prop_oneof![Just(10u16), Just(20)].prop_map(Mode::Access),
+        trunks().prop_map(Mode::Trunk),
+        (prop_oneof![Just(10u16), Just(20)], trunks(), any::<bool>())
+            .prop_map(|(tag, trunks, tagged)| Mode::Native { tag, trunks, tagged }),
+    ]
+}
+
+fn mac() -> impl Strategy<Value = [u8; 6]> {
+    prop_oneof![
+        12 => (1u8..6).prop_map(|n| [2, 0, 0, 0, 0, n]),
+        1 => Just([0xff; 6]),
+        1 => Just([1, 0, 0x5e, 0, 0, 1]),
+        1 => (0u8..32).prop_map(|n| [1, 0x80, 0xc2, 0, 0, n]),
+        1 => Just([0; 6]),
+    ]
+}
+
+/// Frames of every kind, in any order: plain, priority-tagged, tagged, double-tagged, cut, long.
+fn frame() -> impl Strategy<Value = Vec<u8>> {
+    let vid = prop_oneof![Just(0u16), Just(10), Just(20), Just(30), Just(4095)];
+    let tag = (any::<bool>(), 0u16..8, vid).prop_map(|(service, priority, vid)| {
+        let tpid: u16 = if service { 0x88a8 } else { 0x8100 };
+        [tpid.to_be_bytes(), (priority << 13 | vid).to_be_bytes()].concat()
+    });
+    let tags = proptest::collection::vec(tag, 0..3).prop_map(|tags| tags.concat());
+    let kind = prop_oneof![Just([8u8, 0]), Just([8, 6]), Just([0x86, 0xdd]), Just([0, 46])];
+    let len = prop_oneof![6 => 0usize..100, 2 => 1400usize..1600];
+    let cut = prop_oneof![9 => Just(usize::MAX), 1 => 0usize..20];
+    (mac(), mac(), tags, kind, len, cut, any::<u8>()).prop_map(|(dst, src, tags, kind, len, cut, fill)| {
+        let mut bytes = [&dst[..], &src, &tags, &kind, &vec![fill; len]].concat();
+        bytes.truncate(cut);
+        bytes
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Every frame leaves where, and as, the model says; nothing is lost, and every frame is counted.
+    #[test]
+    fn the_bridge_does_as_the_model(
+        modes in proptest::collection::vec(mode(), PORTS),
+        frames in proptest::collection::vec((0..PORTS, frame()), 1..80),
+    ) {
+        let bench = bench();
+        let mut fixture = Fixture::new(&bench, &modes.iter().map(Mode::policy).collect::<Vec<_>>());
+        let mut model = Model { modes, seen: HashMap::new() };
+        for (from, frame) in &frames {
+            let mut expected = vec![Vec::new(); PORTS];
+            for (port, bytes) in model.forward(*from, frame) {
+                expected[port].push(bytes);
+            }
+            fixture.send(*from, frame);
+            for (port, expected) in expected.iter().enumerate() {
+                prop_assert_eq!(&fixture.received(port), expected, "port {} after {:02x?} from {}", port, frame, from);
+            }
+        }
+        let (mut copies, mut out) = (0, 0);
+        for port in 0..PORTS {
+            let sent = frames.iter().filter(|(from, _)| *from == port).count() as u64;
+            prop_assert_eq!(fixture.total(port, Counter::RxPackets), sent);
+            copies += fixture.total(port, Counter::RxCopies);
+            let tx = [Counter::TxPackets, Counter::TxDropTooLong, Counter::TxDropFull, Counter::TxDropHeadroom];
+            out += tx.iter().map(|&c| fixture.total(port, c)).sum::<u64>();
+        }
+        prop_assert_eq!(copies, out);
+        fixture.end();
+    }
+
+    /// Whatever a client writes on its rings and into its mbufs: counted or clamped, and no mbuf is lost.
+    #[test]
+    fn garbage_on_the_rings_costs_nothing(
+        entries in proptest::collection::vec((0usize..6, any::<usize>(), any::<[u16; 4]>()), 1..200),
+    ) {
+        let bench = bench();
+        let mut fixture = Fixture::new(&bench, &vec![VlanPolicy::trunk(&[]); PORTS]);
+        fixture.poll(0);
+        fixture.poll(1);
+        let mut own = Vec::new();
+        let mut theirs = [0; 64];
+        fixture.clients[1].alloc.dequeue(&mut theirs).unwrap();
+        for (kind, number, lengths) in entries {
+            let mut entry = [0];
+            if fixture.clients[0].alloc.dequeue(&mut entry).unwrap() == 1 {
+                own.push(entry[0]);
+            }
+            let Some(&mine) = own.get(number % own.len().max(1)) else { continue };
+            let address = match kind {
+                0 => number,
+                1 => mine + 64 * (1 + number % 30),
+                2 => theirs[number % theirs.len()],
+                // Its own, perhaps for the second time, with a header that lies.
+                _ => {
+                    scribble(mine, number, lengths, &theirs);
+                    mine
+                }
+            };
+            // SAFETY: the address is only moved through the ring.
+            let Some(entry) = (unsafe { Mbuf::from_address(address) }) else { continue };
+            let ring = if kind == 5 { &mut fixture.clients[0].free } else { &mut fixture.clients[0].tx };
+            ring.enqueue(&[entry]).unwrap();
+            fixture.poll(0);
+        }
+        for port in 1..PORTS {
+            fixture.return_unread(port);
+        }
+        prop_assert_eq!(bench.ledger.owned(Owner::client(9)), 0);
+        fixture.end();
+    }
+}
+
+/// Overwrites what a client may: lengths, offsets, flags, the segment count and the link of one of its mbufs.
+fn scribble(address: usize, number: usize, [offset, len, segments, flags]: [u16; 4], theirs: &[usize]) {
+    let link = match number % 4 {
+        0 => 0,
+        1 => address,
+        2 => theirs[number % theirs.len()],
+        _ => number,
+    };
+    let header = address as *mut u8;
+    // SAFETY: an mbuf of the pool, whose header has these fields at these offsets (asserted in the mbuf module).
+    unsafe {
+        header.add(16).cast::<u16>().write(offset);
+        header.add(20).cast::<u16>().write(segments % 40);
+        header.add(24).cast::<u64>().write(u64::from(flags));
+        header.add(36).cast::<u32>().write(u32::from(len) << (number % 8));
+        header.add(40).cast::<u16>().write(len);
+        header.add(64).cast::<usize>().write(link);
+    }
+}
