@@ -411,6 +411,7 @@ proptest! {
         fixture.poll(0);
         fixture.poll(1);
         let mut own = Vec::new();
+        let mut wrong = 0;
         let mut theirs = [0; 64];
         fixture.clients[1].alloc.dequeue(&mut theirs).unwrap();
         for (kind, number, lengths) in entries {
@@ -434,7 +435,9 @@ proptest! {
             let ring = if kind == 5 { &mut fixture.clients[0].free } else { &mut fixture.clients[0].tx };
             ring.enqueue(&[entry]).unwrap();
             fixture.poll(0);
+            wrong += u64::from(kind < 3);
         }
+        prop_assert!(fixture.total(0, Counter::RxBadMbuf) >= wrong, "what is not its own was taken");
         for port in 1..PORTS {
             fixture.return_unread(port);
         }
