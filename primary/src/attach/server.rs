@@ -33,6 +33,8 @@ use super::{ClientId, Ports, Refused};
 
 /// Connections held at a time; the oldest silent one makes room.
 const MAX_CONNECTIONS: usize = 1024;
+/// Messages read from a connection before the next one has its turn.
+const MESSAGES_AT_ONCE: usize = 8;
 /// Time for the first word.
 const HELLO_TIME: Duration = Duration::from_secs(5);
 /// Time to initialise EAL.
@@ -62,11 +64,21 @@ struct Connection {
 
 #[derive(Debug)]
 enum Stage {
-    Silent { until: Instant },
+    Silent {
+        until: Instant,
+    },
     Waiting(Hello),
-    Initialising { hello: Hello, until: Instant },
+    Initialising {
+        hello: Hello,
+        until: Instant,
+    },
     Attached(Hello),
-    Ending { hello: Hello, kill_at: Option<Instant> },
+    /// `open`: its connection may still bring a Detach.
+    Ending {
+        hello: Hello,
+        kill_at: Option<Instant>,
+        open: bool,
+    },
 }
 
 impl Stage {
@@ -108,7 +120,7 @@ impl Server {
     /// What to poll for input.
     pub fn descriptors(&self) -> impl Iterator<Item = PollFd<'_>> {
         let sockets = self.connections.values().flat_map(|c| {
-            let socket = (!matches!(c.stage, Stage::Ending { .. })).then(|| c.socket.as_fd());
+            let socket = (!matches!(c.stage, Stage::Ending { open: false, .. })).then(|| c.socket.as_fd());
             // A process matters when its end releases a port.
             let process = c.stage.admitted().and(c.process.as_ref()).map(AsFd::as_fd);
             socket.into_iter().chain(process)
@@ -177,11 +189,12 @@ impl Server {
 
     /// Reads what client `id` has sent.
     fn read(&mut self, id: ClientId, ports: &mut impl Ports) {
-        loop {
+        // Bounded: a client that never stops talking must not keep the others waiting.
+        for _ in 0..MESSAGES_AT_ONCE {
             let Some(connection) = self.connections.get_mut(&id) else {
                 return;
             };
-            if matches!(connection.stage, Stage::Ending { .. }) {
+            if matches!(connection.stage, Stage::Ending { open: false, .. }) {
                 return;
             }
             let mut bytes = [0u8; MAX_LEN + 1];
@@ -221,7 +234,9 @@ impl Server {
                 self.turn = None;
                 self.attach(id, &hello, ports);
             }
-            (Message::Detach(_), Stage::Attached(_)) => self.close(id, true, ports),
+            (Message::Detach(_), Stage::Attached(_) | Stage::Ending { .. }) => self.close(id, true, ports),
+            // It has not read yet that it must go.
+            (_, Stage::Ending { .. }) => {}
             (message, _) => {
                 let text = format!("out of turn on the attach socket: {message:?}");
                 log::debug!("client {}: {text}", id.0);
@@ -340,7 +355,7 @@ impl Server {
                     );
                     self.end(id);
                 }
-                Stage::Ending { kill_at, hello } => {
+                Stage::Ending { kill_at, hello, .. } => {
                     let hello = *hello;
                     match &connection.process {
                         Some(process) if !process.is_dead() => {
@@ -375,12 +390,12 @@ impl Server {
         };
         match connection.stage.admitted().copied() {
             Some(hello) if detached => self.release(id, &hello, ports),
-            Some(_) => self.end(id),
+            Some(_) => self.hang_up(id),
             None => drop(self.connections.remove(&id)),
         }
     }
 
-    /// Parts with an admitted client; it is released when its process is dead.
+    /// Parts with an admitted client; it is released when its process is dead, or when it says Detach.
     fn end(&mut self, id: ClientId) {
         let Some(connection) = self.connections.get_mut(&id) else {
             return;
@@ -389,11 +404,24 @@ impl Server {
             return;
         };
         if !matches!(connection.stage, Stage::Ending { .. }) {
-            let _ = socket::shutdown(connection.socket.as_raw_fd(), Shutdown::Both);
+            let _ = socket::shutdown(connection.socket.as_raw_fd(), Shutdown::Write);
             connection.stage = Stage::Ending {
                 hello,
                 kill_at: Some(Instant::now() + GRACE),
+                open: true,
             };
+        }
+    }
+
+    /// Nothing more comes from this client.
+    fn hang_up(&mut self, id: ClientId) {
+        self.end(id);
+        if let Some(Connection {
+            stage: Stage::Ending { open, .. },
+            ..
+        }) = self.connections.get_mut(&id)
+        {
+            *open = false;
         }
     }
 
