@@ -27,7 +27,7 @@ use vswitch_control::vlog::{Levels, Logger};
 
 use crate::args::Args;
 use crate::attach::server::Server;
-use crate::attach::{Admission, Refused};
+use crate::attach::{Admission, Notice, Refused};
 use crate::cpus;
 use crate::datapath::clock::Clock;
 use crate::datapath::ledger::Ledger;
@@ -332,8 +332,11 @@ fn serve(
             client.publish(switch.status());
         }
         server.work(switch);
-        for (id, why) in switch.take_evictions() {
-            server.evict(id, &why);
+        for (id, notice) in switch.take_notices() {
+            match notice {
+                Notice::Evicted(why) => server.evict(id, &why),
+                Notice::State { carrier, mtu } => server.tell_state(id, carrier, mtu),
+            }
         }
     }
 }

@@ -21,6 +21,15 @@ pub struct Refused {
     pub text: String,
 }
 
+/// What the switch wants a client told.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Notice {
+    /// Its attachment ends.
+    Evicted(Refused),
+    /// The state of its port has changed.
+    State { carrier: bool, mtu: u32 },
+}
+
 /// What the attach server asks of the switch.
 pub trait Ports {
     /// May this client have its port? It does not hold it yet.

@@ -12,7 +12,7 @@ use vswitch_common::stats::Counter;
 
 use super::clients::Claim;
 use super::{Backend, Switch};
-use crate::attach::{Admission, ClientId, Ports, Refused};
+use crate::attach::{Admission, ClientId, Notice, Ports, Refused};
 use crate::datapath::client_port::Session;
 
 /// Finds a counter in a client's control block.
@@ -41,13 +41,11 @@ impl Switch {
             if new >= OFFENCES_TO_EVICT {
                 let text = format!("port {port}: {new} wrong ring entries within a second");
                 log::warn!("{text}; the client is detached");
-                self.evictions.push((
-                    claim.client,
-                    Refused {
-                        reason: Reason::Misbehaved,
-                        text,
-                    },
-                ));
+                let refused = Refused {
+                    reason: Reason::Misbehaved,
+                    text,
+                };
+                self.notices.push((claim.client, Notice::Evicted(refused)));
             } else if new > 0 {
                 log::warn!("port {port}: its client put {new} wrong entries on its rings; they were ignored");
             }

@@ -28,7 +28,7 @@ use vswitch_common::stats::{PortBlock, PortInfo, Segment};
 use vswitch_control::config::SwitchConfig;
 use vswitch_control::{MacAddr, Uuid};
 
-use crate::attach::{Admission, ClientId};
+use crate::attach::{Admission, ClientId, Notice};
 use crate::datapath::clock::Clock;
 use crate::datapath::ledger::Ledger;
 use crate::datapath::mac_table::MacTable;
@@ -118,8 +118,8 @@ pub struct Switch {
     ports: BTreeMap<String, PortState>,
     clients: Clients,
     max_sleep: Option<Duration>,
-    /// Clients that must go because their port did; the attach server is told after the change.
-    evictions: Vec<(ClientId, crate::attach::Refused)>,
+    /// What the attach server is to tell clients when a change is through.
+    notices: Vec<(ClientId, Notice)>,
 }
 
 impl Switch {
@@ -132,7 +132,7 @@ impl Switch {
             ports: BTreeMap::new(),
             clients: Clients::default(),
             max_sleep: None,
-            evictions: Vec::new(),
+            notices: Vec::new(),
         }
     }
 
@@ -241,9 +241,9 @@ impl Switch {
             .set_pool(pool.size().into(), pool.available().into());
     }
 
-    /// What clients ought to be told to go, since their ports are gone.
-    pub fn take_evictions(&mut self) -> Vec<(ClientId, crate::attach::Refused)> {
-        std::mem::take(&mut self.evictions)
+    /// What clients are to be told.
+    pub fn take_notices(&mut self) -> Vec<(ClientId, Notice)> {
+        std::mem::take(&mut self.notices)
     }
 
     /// Who is attached now.

@@ -13,7 +13,7 @@ use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchC
 use super::clients::PortMemory;
 use super::kind::Kind;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
-use crate::attach::Refused;
+use crate::attach::{Notice, Refused};
 use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, MacTable};
 use crate::datapath::port::{EthdevIo, PortIndex};
 use crate::datapath::vlan::VlanPolicy;
@@ -134,13 +134,11 @@ impl Switch {
             if let Backend::Client { port, .. } = state.backend {
                 if let Some(claim) = self.clients.claims.get(&port) {
                     let text = format!("port {port} was removed from the switch");
-                    self.evictions.push((
-                        claim.client,
-                        Refused {
-                            reason: Reason::Removed,
-                            text,
-                        },
-                    ));
+                    let refused = Refused {
+                        reason: Reason::Removed,
+                        text,
+                    };
+                    self.notices.push((claim.client, Notice::Evicted(refused)));
                 }
                 self.clients.free_if_unused(port);
             }
@@ -168,7 +166,18 @@ impl Switch {
                     bridge.table.flush_port(index);
                 }
             }
-            state.mtu = mtu;
+            if std::mem::replace(&mut state.mtu, mtu) != mtu
+                && let Backend::Client { port, .. } = state.backend
+                && let Some(claim) = self.clients.claims.get(&port)
+            {
+                self.notices.push((
+                    claim.client,
+                    Notice::State {
+                        carrier: true,
+                        mtu: mtu.into(),
+                    },
+                ));
+            }
             return;
         }
         let (kind, backend) = match wanted.kind() {
