@@ -463,11 +463,6 @@ impl Server {
             send_packet(connection.socket.as_fd(), &state, &[]);
         }
     }
-
-    /// The process number of client `id`.
-    pub fn pid(&self, id: ClientId) -> Option<i32> {
-        self.connections.get(&id)?.process.as_ref().map(Process::pid)
-    }
 }
 
 impl Drop for Server {

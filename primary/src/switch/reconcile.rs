@@ -151,7 +151,6 @@ impl Switch {
             bridge.table.flush_port(index);
         }
         self.parts.segment.set_port(index.into(), None);
-        self.parts.segment.clear_port(index.into());
     }
 
     fn configure_port(&mut self, wanted: &Wanted<'_>) {
@@ -195,6 +194,9 @@ impl Switch {
                 "bridge {}: added port {name} as number {ofport}",
                 wanted.bridge.name
             ),
+        }
+        if let Backend::Client { index, .. } | Backend::Ethdev { index, .. } = &backend {
+            self.parts.segment.clear_port(usize::from(*index));
         }
         let state = PortState {
             uuid: wanted.interface.uuid,
