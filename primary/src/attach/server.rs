@@ -23,10 +23,11 @@ use nix::sys::socket::{
     bind, listen, recv, sendmsg,
 };
 use vswitch_common::eal;
-use vswitch_common::port::MAX_QUEUES;
 use vswitch_common::port::message::{
-    Grant, Hello, MAX_LEN, Message, NAME_LEN, Packet, Reason, Refusal, State, TEXT_LEN, Text, header,
+    Grant, Hello, MAX_LEN, Malformed, Message, NAME_LEN, Packet, Reason, Refusal, State, TEXT_LEN, Text,
+    header,
 };
+use vswitch_common::port::{MAX_QUEUES, VERSION};
 
 use super::process::Process;
 use super::{ClientId, Ports, Refused};
@@ -205,14 +206,7 @@ impl Server {
                 Ok(len) => match Message::parse(&bytes[..len]) {
                     Ok(message) => self.handle(id, message, ports),
                     Err(e) => {
-                        let text = format!("malformed message on the attach socket: {e}");
-                        self.refuse(
-                            id,
-                            &Refused {
-                                reason: Reason::Malformed,
-                                text,
-                            },
-                        );
+                        self.refuse(id, &unreadable(e));
                         return self.close(id, false, ports);
                     }
                 },
@@ -468,6 +462,23 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// What a client is told whose message can't be read.
+fn unreadable(why: Malformed) -> Refused {
+    match why {
+        Malformed::Version(theirs) => Refused {
+            reason: Reason::VersionMismatch,
+            text: format!(
+                "the switch speaks version {VERSION} of the client-port protocol, this client version {theirs}; install \
+                 the same release on both sides"
+            ),
+        },
+        other => Refused {
+            reason: Reason::Malformed,
+            text: format!("malformed message on the attach socket: {other}"),
+        },
     }
 }
 
