@@ -3,16 +3,30 @@
 //! | module | what is in it |
 //! |---|---|
 //! | [`switch`] | a `dpdk-vswitchd` of one's own, from start to a clean end |
+//! | [`bare`] | a DPDK secondary that does as it is told, good or bad |
+//! | [`attach`] | raw messages on the attach socket |
+//! | [`frames`] | Ethernet frames of every kind |
+//! | [`stream`] | numbered frames whose contents can be checked |
+//! | [`guest`] | the shim, and testpmd's virtio-user as its guest |
+//! | [`pcap`] | capture files |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
 //!
 //! Tests here start real processes on hugepages. A missing prerequisite fails a test and says what to do; nothing
 //! is skipped.
 
+pub mod attach;
+pub mod bare;
 pub mod child;
+pub mod frames;
+pub mod guest;
+pub mod pcap;
 pub mod prerequisites;
 pub mod programs;
+pub mod stream;
 pub mod switch;
 pub mod wait;
 
+pub use bare::Bare;
+pub use frames::Frame;
 pub use switch::Switch;
 pub use wait::{PATIENCE, eventually};

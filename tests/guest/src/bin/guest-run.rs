@@ -30,7 +30,11 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("guest-run: {error}");
-            ExitCode::from(if matches!(error, Error::Timeout { .. }) { 124 } else { 125 })
+            ExitCode::from(if matches!(error, Error::Timeout { .. }) {
+                124
+            } else {
+                125
+            })
         }
     }
 }

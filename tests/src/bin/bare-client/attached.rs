@@ -1,0 +1,230 @@
+//! A client as it should be: attaches, sends, receives, gives back.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use arrayvec::ArrayVec;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
+use vswitch_common::port::client::{Attachment, Connection, Event, QueuePair};
+use vswitch_common::port::message::Hello;
+use vswitch_tests::Frame;
+
+use super::Words;
+use super::steps::Steps;
+
+/// How long to wait for empty mbufs, or for room on a ring.
+const SUPPLY: Duration = Duration::from_secs(10);
+
+/// The client's state between commands.
+#[derive(Debug, Default)]
+pub struct Client {
+    pub port: u16,
+    attachment: Option<Attachment>,
+    pub queues: Vec<QueuePair>,
+    /// Kept by `take` and `hold`.
+    kept: Vec<Mbuf>,
+    pub steps: Steps,
+}
+
+/// EAL's arguments of a client: any CPU will do, and no word on standard output.
+pub fn eal_args() -> Vec<String> {
+    let cpus = dpdk_vswitchd::cpus::show(&dpdk_vswitchd::cpus::allowed());
+    vec![
+        format!("--lcores=0@({cpus})"),
+        "--log-level=error".into(),
+        "--no-telemetry".into(),
+    ]
+}
+
+impl Client {
+    pub fn attach(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let socket = words.next()?;
+        let hello = Hello::new(words.number()?, words.number()?, words.next()?);
+        let turn = Connection::open(Path::new(socket), &hello)
+            .and_then(Connection::wait)
+            .map_err(|e| e.to_string())?;
+        let prefix = turn.file_prefix();
+        let mut attachment = turn
+            .init_eal("bare-client", &eal_args())
+            .map_err(|e| e.to_string())?;
+        self.port = hello.port;
+        self.queues = attachment.take_queue_pairs();
+        let text = format!(
+            "carrier={} mtu={} prefix={prefix} queues={} version={}",
+            u8::from(attachment.carrier()),
+            attachment.mtu(),
+            self.queues.len(),
+            vswitch_common::eal::version()
+        );
+        self.attachment = Some(attachment);
+        Ok(text)
+    }
+
+    pub fn queue(&mut self, index: usize) -> Result<&mut QueuePair, String> {
+        let count = self.queues.len();
+        self.queues
+            .get_mut(index)
+            .ok_or_else(|| format!("there is no queue pair {index}, but {count}"))
+    }
+
+    pub fn send(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let queue = self.queue(words.number()?)?;
+        let mut count = 0;
+        for text in words.0 {
+            let frame: Frame = text.parse()?;
+            if frame.len() > DATA_ROOM {
+                return Err(format!("{} bytes do not fit an mbuf", frame.len()));
+            }
+            let mut one = ArrayVec::<Mbuf, 1>::new();
+            supply(|| {
+                queue.alloc(&mut one);
+                one.is_full()
+            })?;
+            let mbuf = &mut one[0];
+            mbuf.room_mut()[..frame.len()].copy_from_slice(&frame.bytes);
+            let checksum = match frame.partial {
+                Some((start, offset)) => Checksum::Partial { start, offset },
+                None => Checksum::Unknown,
+            };
+            mbuf.set_frame(frame.len(), checksum);
+            supply(|| {
+                queue.send(&mut one);
+                one.is_empty()
+            })?;
+            count += 1;
+        }
+        Ok(count.to_string())
+    }
+
+    pub fn receive(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let (count, ms): (usize, u64) = (words.number()?, words.number()?);
+        let until = Instant::now() + Duration::from_millis(ms);
+        let mut texts = Vec::new();
+        while texts.len() < count {
+            let mut one = ArrayVec::<Mbuf, 1>::new();
+            for queue in &mut self.queues {
+                one.clear();
+                queue.receive(&mut one);
+                let Some(mbuf) = one.first() else { continue };
+                texts.push(text_of(mbuf));
+                queue.release(&mut one);
+                break;
+            }
+            if !texts.is_empty() && texts.len() == count {
+                break;
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            self.sleep(left);
+        }
+        Ok(texts.join(" "))
+    }
+
+    /// Sleeps until the switch rings, `limit` at most; not at all where frames wait.
+    pub fn sleep(&mut self, limit: Duration) {
+        self.queues.iter().for_each(QueuePair::arm_doorbell);
+        if self.queues.iter_mut().all(|q| q.frames_waiting() == 0) {
+            let mut fds: Vec<PollFd<'_>> = self
+                .queues
+                .iter()
+                .map(|q| PollFd::new(q.doorbell(), PollFlags::POLLIN))
+                .collect();
+            let timeout = PollTimeout::try_from(limit.max(Duration::from_millis(1)));
+            let _ = poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX));
+        }
+        self.queues.iter().for_each(QueuePair::disarm_doorbell);
+    }
+
+    pub fn take(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let count: usize = words.number()?;
+        let queue = self.queues.first_mut().ok_or("not attached")?;
+        let mut taken = Vec::new();
+        supply(|| {
+            let mut one = ArrayVec::<Mbuf, 1>::new();
+            while taken.len() < count {
+                queue.alloc(&mut one);
+                match one.pop() {
+                    Some(mbuf) => taken.push(mbuf),
+                    None => return false,
+                }
+            }
+            true
+        })?;
+        let addresses: Vec<String> = taken.iter().map(|m| m.address().to_string()).collect();
+        self.kept.append(&mut taken);
+        Ok(addresses.join(" "))
+    }
+
+    pub fn hold(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let count: usize = words.number()?;
+        let (queues, kept) = (&mut self.queues, &mut self.kept);
+        let before = kept.len();
+        supply(|| {
+            let mut some = ArrayVec::<Mbuf, 64>::new();
+            for queue in queues.iter_mut() {
+                queue.receive(&mut some);
+                kept.extend(some.drain(..));
+            }
+            kept.len() - before >= count
+        })?;
+        Ok((self.kept.len() - before).to_string())
+    }
+
+    pub fn release(&mut self) -> Result<String, String> {
+        let queue = self.queues.first_mut().ok_or("not attached")?;
+        let count = self.kept.len();
+        for mbuf in self.kept.drain(..) {
+            queue.release(&mut ArrayVec::from([mbuf]));
+        }
+        Ok(count.to_string())
+    }
+
+    pub fn event(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let ms: u16 = words.number()?;
+        let attachment = self.attachment.as_mut().ok_or("not attached")?;
+        let mut fds = [PollFd::new(attachment.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(ms)) {
+            Ok(0) => Ok("nothing".into()),
+            Ok(_) => Ok(match attachment.next_event() {
+                Event::State { carrier, mtu } => format!("state carrier={} mtu={mtu}", u8::from(carrier)),
+                Event::Evicted { reason, text } => format!("evicted {reason} {text}"),
+                Event::SwitchGone => "gone".into(),
+            }),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    pub fn detach(&mut self) -> Result<String, String> {
+        self.queues.clear();
+        self.kept.clear();
+        self.attachment.take().ok_or("not attached")?.detach();
+        Ok(String::new())
+    }
+}
+
+fn text_of(mbuf: &Mbuf) -> String {
+    let frame = Frame {
+        bytes: mbuf.segments().collect::<Vec<_>>().concat(),
+        partial: match mbuf.checksum() {
+            Checksum::Partial { start, offset } => Some((start, offset)),
+            Checksum::Unknown | Checksum::Valid => None,
+        },
+    };
+    frame.to_string()
+}
+
+/// Tries until it works; the switch refills rings in no time while it is well.
+fn supply(mut works: impl FnMut() -> bool) -> Result<(), String> {
+    let until = Instant::now() + SUPPLY;
+    while !works() {
+        if Instant::now() > until {
+            return Err(format!("the switch did not provide within {SUPPLY:?}"));
+        }
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
+}

@@ -1,0 +1,136 @@
+//! What no honest client does: wrong entries, scribbled headers, garbage indices, endless doorbells.
+
+use std::ffi::CString;
+use std::mem::offset_of;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use arrayvec::ArrayVec;
+use dpdk_sys as sys;
+use vswitch_common::mbuf::{HEADROOM, Mbuf};
+use vswitch_common::port::{RingRole, ring_name};
+use vswitch_tests::Frame;
+
+use super::Words;
+use super::attached::Client;
+
+impl Client {
+    /// `push tx|free ADDRESS...`: puts these addresses on the ring, whatever they are.
+    pub fn push(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let ring = words.next()?;
+        let addresses: Vec<usize> = words.numbers()?;
+        let queue = self.queue(0)?;
+        for address in addresses {
+            // SAFETY: only moved through a ring, never looked into here.
+            let mbuf = unsafe { Mbuf::from_address(address) }.ok_or("a zero can't be pushed")?;
+            let mut one = ArrayVec::from([mbuf]);
+            while !one.is_empty() {
+                match ring {
+                    "tx" => queue.send(&mut one),
+                    "free" => queue.release(&mut one),
+                    other => return Err(format!("{other:?} is no ring to push to")),
+                }
+            }
+        }
+        Ok(String::new())
+    }
+
+    /// `write ADDRESS FRAME`: writes a frame into an mbuf that was taken, header and all.
+    pub fn write(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let address = words.number()?;
+        let frame: Frame = words.next()?.parse()?;
+        // SAFETY: the test gives addresses that `take` printed: mapped mbufs of this client.
+        let mut mbuf = unsafe { Mbuf::from_address(address) }.ok_or("no address")?;
+        mbuf.room_mut()[..frame.len()].copy_from_slice(&frame.bytes);
+        mbuf.set_frame(frame.len(), vswitch_common::mbuf::Checksum::Unknown);
+        Ok(String::new())
+    }
+
+    /// `scribble ADDRESS FIELD=VALUE...`: writes fields of an mbuf's header.
+    pub fn scribble(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let address: usize = words.number()?;
+        let mbuf = NonNull::new(address as *mut sys::rte_mbuf)
+            .ok_or("no address")?
+            .as_ptr();
+        for word in words.0 {
+            let (field, value) = word.split_once('=').ok_or("FIELD=VALUE")?;
+            let value: u64 = value.parse().map_err(|_| format!("{word:?}"))?;
+            // SAFETY: the test gives addresses that `take` printed: mapped mbufs; plain stores into their headers.
+            unsafe {
+                match field {
+                    "data_off" => (*mbuf).data_off = value as u16,
+                    "data_len" => (*mbuf).data_len = value as u16,
+                    "pkt_len" => (*mbuf).pkt_len = value as u32,
+                    "nb_segs" => (*mbuf).nb_segs = value as u16,
+                    "next" => (*mbuf).next = value as *mut sys::rte_mbuf,
+                    "refcnt" => (*mbuf).refcnt = value as u16,
+                    "pool" => (*mbuf).pool = value as *mut sys::rte_mempool,
+                    "buf_addr" => (*mbuf).buf_addr = value as *mut _,
+                    "buf_iova" => (*mbuf).buf_iova = value,
+                    "buf_len" => (*mbuf).buf_len = value as u16,
+                    "priv_size" => (*mbuf).priv_size = value as u16,
+                    "ol_flags" => (*mbuf).ol_flags = value,
+                    "meta" => mbuf.add(1).cast::<u32>().write(value as u32),
+                    other => return Err(format!("{other:?} is no field")),
+                }
+            }
+        }
+        Ok(HEADROOM.to_string())
+    }
+
+    /// `index tx|free|rx|alloc prod|cons OFFSET`: moves head and tail of that end by OFFSET.
+    pub fn index(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let role = match words.next()? {
+            "tx" => RingRole::Tx,
+            "free" => RingRole::Free,
+            "rx" => RingRole::Rx,
+            "alloc" => RingRole::Alloc,
+            other => return Err(format!("{other:?} is no ring")),
+        };
+        let end = match words.next()? {
+            "prod" => offset_of!(sys::rte_ring, __bindgen_anon_1),
+            "cons" => offset_of!(sys::rte_ring, __bindgen_anon_2),
+            other => return Err(format!("{other:?} is no end")),
+        };
+        let by: i64 = words.number()?;
+        let ring = lookup(&ring_name(self.port, 0, role))?;
+        for field in [
+            offset_of!(sys::rte_ring_headtail, head),
+            offset_of!(sys::rte_ring_headtail, tail),
+        ] {
+            // SAFETY: a mapped rte_ring, and an aligned u32 inside it.
+            let index = unsafe { &*ring.as_ptr().cast::<u8>().add(end + field).cast::<AtomicU32>() };
+            index.fetch_add(by as u32, Ordering::SeqCst);
+        }
+        Ok(String::new())
+    }
+
+    /// `ring-bells COUNT`: rings every eventfd of this process, the switch's among them.
+    pub fn ring_bells(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let count: u64 = words.number()?;
+        let entries = std::fs::read_dir("/proc/self/fd").map_err(|e| e.to_string())?;
+        let eventfds: Vec<i32> = entries
+            .flatten()
+            .filter(|e| {
+                std::fs::read_link(e.path()).is_ok_and(|to| to.to_string_lossy().contains("[eventfd]"))
+            })
+            .filter_map(|e| e.file_name().to_str()?.parse().ok())
+            .collect();
+        for _ in 0..count {
+            for &fd in &eventfds {
+                let one = 1u64.to_ne_bytes();
+                // SAFETY: writes 8 bytes to a descriptor; a closed one gives an error.
+                unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
+            }
+        }
+        Ok(eventfds.len().to_string())
+    }
+}
+
+/// The ring `name`, as DPDK's directory of rings has it.
+pub fn lookup(name: &str) -> Result<NonNull<sys::rte_ring>, String> {
+    let c_name = CString::new(name).map_err(|e| e.to_string())?;
+    // SAFETY: a NUL-terminated name; EAL runs, or the look-up finds nothing.
+    NonNull::new(unsafe { sys::rte_ring_lookup(c_name.as_ptr()) })
+        .ok_or_else(|| format!("there is no ring {name}: {}", vswitch_common::eal::last_error()))
+}
