@@ -63,6 +63,16 @@ run() {
     return $status
 }
 
+# run_shown CMD...: as run, but its output is shown, and not in $log
+run_shown() {
+    local status=0
+    setsid "$@" </dev/null 8>&- &
+    job=$!
+    wait "$job" || status=$?
+    job=
+    return $status
+}
+
 # Ends what `run` was at, with all its children
 end_job() {
     [ -n "$job" ] || return 0
