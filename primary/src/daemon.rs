@@ -47,6 +47,18 @@ const FAREWELL: Duration = Duration::from_millis(500);
 /// Between looks at links, ages and counters.
 const TICK: Duration = Duration::from_secs(1);
 
+/// The modules that log, so that their levels can be set before they do (`--log`, `ovs-appctl vlog/set`).
+const MODULES: &[&str] = &[
+    "attach",
+    "daemon",
+    "ethdev",
+    "ovsdb",
+    "ovsdb_server",
+    "pmds",
+    "switch",
+    "unixctl",
+];
+
 /// What reaches the control thread from other threads.
 #[derive(Debug)]
 enum Event {
@@ -81,7 +93,7 @@ impl Inbox {
 pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     let readiness = args.detach.then(detach::detach).transpose()?;
     let rundir = rundir::resolve(args.rundir.as_deref());
-    let levels = Levels::new(level(args.verbose), &[]);
+    let levels = Levels::new(level(args.verbose), MODULES);
     Logger::install(levels.clone()).context("logging")?;
     args.log
         .iter()

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vswitch_common::ethdev::{self, Ethdev, Link, Setup};
+use vswitch_common::ethdev::{self, Ethdev, Setup};
 use vswitch_common::port::message::Reason;
 use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchConfig, VlanMode};
@@ -287,10 +287,11 @@ impl Switch {
         device
             .start(&setup, self.parts.ledger.pool())
             .map_err(|e| e.to_string())?;
+        let link = device.link();
         Ok(Backend::Ethdev {
             index,
             io: Arc::new(EthdevIo::new(device)),
-            link: Link::default(),
+            link,
         })
     }
 
