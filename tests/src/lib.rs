@@ -8,7 +8,7 @@
 //! | [`frames`] | Ethernet frames of every kind |
 //! | [`stream`] | numbered frames whose contents can be checked |
 //! | [`guest`] | the shim, and testpmd's virtio-user as its guest |
-//! | [`pcap`] | capture files |
+//! | [`pcap`], [`packet`] | capture files, kernel interfaces |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
 //!
 //! Tests here start real processes on hugepages. A missing prerequisite fails a test and says what to do; nothing
@@ -19,6 +19,7 @@ pub mod bare;
 pub mod child;
 pub mod frames;
 pub mod guest;
+pub mod packet;
 pub mod pcap;
 pub mod prerequisites;
 pub mod programs;

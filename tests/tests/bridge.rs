@@ -27,7 +27,7 @@ impl Net {
         for &n in to {
             assert_eq!(
                 self.clients[n - 1].receive(1),
-                [frame.clone()],
+                std::slice::from_ref(&frame),
                 "at client {n}; {}",
                 self.switch.counters()
             );
