@@ -8,7 +8,7 @@ use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 use support::{PATIENCE, eventually, tool, tool_ok};
@@ -207,10 +207,15 @@ fn hostile_clients_hurt_only_themselves() {
 #[test]
 fn many_commands_at_once_on_one_connection_are_all_answered_in_order() {
     let control = start_with(registry());
-    let mut stream = connect(&control);
+    for param in [json!("x"), json!(7)] {
+        answered_in_order(connect(&control), &param);
+    }
+}
+
+fn answered_in_order(mut stream: UnixStream, param: &Value) {
     let count = 200;
     let text: String = (0..count)
-        .map(|id| json!({"id": id, "method": "echo", "params": ["x"]}).to_string())
+        .map(|id| json!({"id": id, "method": "echo", "params": [param]}).to_string())
         .collect();
     stream.write_all(text.as_bytes()).unwrap();
     let mut received = Vec::new();
@@ -265,34 +270,51 @@ fn a_pid_file_held_by_a_live_process_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pid");
     // OVS's own daemons lock their pid files the same way.
-    let mut other = Command::new("ovsdb-server")
+    let other = Command::new("ovsdb-server")
         .arg(format!("--pidfile={}", path.display()))
         .arg(format!("--unixctl={}", dir.path().join("x.ctl").display()))
         .args(["-vconsole:off", "-vsyslog:off"])
         .args(empty_database(dir.path()))
+        .stdin(Stdio::null())
         .spawn()
         .unwrap();
+    let mut other = Killed(other);
     eventually("the pid file is there", || {
         fs::read_to_string(&path).is_ok_and(|text| text.ends_with('\n'))
     });
     let error = Pidfile::create(&path).unwrap_err();
     assert!(
-        matches!(error, PidfileError::Held { pid, .. } if pid == other.id() as i32),
+        matches!(error, PidfileError::Held { pid, .. } if pid == other.0.id() as i32),
         "{error}"
     );
     assert!(
         error
             .to_string()
-            .starts_with(&format!("already running as process {}", other.id()))
+            .starts_with(&format!("already running as process {}", other.0.id()))
     );
-    other.kill().unwrap();
-    other.wait().unwrap();
+    other.end();
     let pidfile = Pidfile::create(&path).unwrap();
     assert_eq!(
         fs::read_to_string(&path).unwrap(),
         format!("{}\n", std::process::id())
     );
     drop(pidfile);
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Killed {
+    fn end(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 fn empty_database(dir: &Path) -> Vec<String> {
