@@ -117,7 +117,8 @@ impl Serial {
 
     /// Starts `command` in the background of the guest; its output goes to `log` there.
     pub fn spawn(&mut self, command: &str, log: &str) -> Result<()> {
-        let script = format!("setsid sh -c {} >{log} 2>&1 </dev/null &", quote(command));
+        // By its path: busybox's setsid takes a bare `sh` for its own, which would run busybox's ping, not the guest's.
+        let script = format!("setsid /bin/sh -c {} >{log} 2>&1 </dev/null &", quote(command));
         self.check(&script).map(drop)
     }
 
