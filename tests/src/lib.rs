@@ -9,6 +9,7 @@
 //! | [`stream`] | numbered frames whose contents can be checked |
 //! | [`guest`] | the shim, and testpmd's virtio-user as its guest |
 //! | [`pcap`], [`packet`] | capture files, kernel interfaces |
+//! | [`vm`] | guests in QEMU on the ports of a switch |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
 //!
 //! Tests here start real processes on hugepages. A missing prerequisite fails a test and says what to do; nothing
@@ -25,6 +26,7 @@ pub mod prerequisites;
 pub mod programs;
 pub mod stream;
 pub mod switch;
+pub mod vm;
 pub mod wait;
 
 pub use bare::Bare;

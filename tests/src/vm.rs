@@ -1,0 +1,264 @@
+//! Guests in QEMU on the ports of a [`Switch`].
+//!
+//! ```no_run
+//! use vswitch_tests::{Switch, vm};
+//!
+//! let switch = Switch::with_ports(&[1, 2]);
+//! let mut one = vm::client(&switch, 1).spawn().unwrap();
+//! let mut two = vm::client(&switch, 2).spawn().unwrap();
+//! vm::boot(&mut [&mut one, &mut two]).unwrap();
+//! vm::reaches(&mut one, "10.0.0.2").unwrap();
+//! ```
+//!
+//! QEMU and the guest image are those of `scripts/build-qemu` and `scripts/build-image` (or `$QEMU` and `$VM_IMAGE`),
+//! which make them if they are not there yet. `$ACCEL` may be `kvm`.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vm_harness::{Accel, Vm, VmBuilder, guest};
+
+use crate::child::is_dead;
+use crate::programs;
+use crate::switch::Switch;
+
+/// A guest's boot, translated, on a machine that has other work as well.
+const BOOT: Duration = Duration::from_secs(90);
+/// Until a guest's network is up again after whatever came over it.
+const NETWORK: Duration = Duration::from_secs(20);
+
+/// What a test of VMs returns.
+pub type Outcome = Result<(), Failed>;
+
+/// An error that has become a panic: see its `From`.
+#[derive(Debug)]
+pub enum Failed {}
+
+/// Panics where the `?` stands. So VMs and switches, dropped on the way out, tell what they have to say.
+impl From<vm_harness::Error> for Failed {
+    #[track_caller]
+    fn from(error: vm_harness::Error) -> Failed {
+        panic!("{error}");
+    }
+}
+
+/// A VM on client port `port`: MAC 00:00:00:00:00:PORT, address 10.0.0.PORT.
+#[must_use]
+pub fn client(switch: &Switch, port: u8) -> VmBuilder {
+    unplugged(switch, &format!("Client {port}")).port(port)
+}
+
+/// A VM without a NIC, whose QEMU finds the shim and the switch once it is given one.
+///
+/// # Panics
+/// If QEMU or the guest image are missing and can't be made.
+#[must_use]
+pub fn unplugged(switch: &Switch, name: &str) -> VmBuilder {
+    plain(name)
+        .env("OVS_RUNDIR", &switch.rundir().display().to_string())
+        .env("DPDK_QEMU_SHIM", &programs::shim().display().to_string())
+}
+
+/// A VM that knows nothing of a switch: one CPU, little memory, no NIC.
+///
+/// # Panics
+/// If QEMU or the guest image are missing and can't be made.
+#[must_use]
+pub fn plain(name: &str) -> VmBuilder {
+    Vm::builder(name)
+        .qemu(&qemu())
+        .image(&image())
+        .accel(accel())
+        .cpus(1)
+        .memory_mib(384)
+}
+
+/// The patched QEMU.
+///
+/// # Panics
+/// If it is missing and can't be made.
+#[must_use]
+pub fn qemu() -> std::path::PathBuf {
+    let path = vm_harness::image::find_qemu()
+        .unwrap_or_else(|e| panic!("no QEMU: {e}; run scripts/build-qemu, or name one by the variable QEMU"));
+    assert!(path.is_file(), "there is no QEMU at {}", path.display());
+    path
+}
+
+/// The guest image.
+///
+/// # Panics
+/// If it is missing and can't be made.
+#[must_use]
+pub fn image() -> vm_harness::Image {
+    let image = vm_harness::Image::find().unwrap_or_else(|e| {
+        panic!("no guest image: {e}; run scripts/build-image, or name one by the variable VM_IMAGE")
+    });
+    assert!(
+        image.initrd().is_file(),
+        "there is no {}",
+        image.initrd().display()
+    );
+    image
+}
+
+/// How guests run: `$ACCEL`, which is translation unless it says `kvm`.
+#[must_use]
+pub fn accel() -> Accel {
+    match std::env::var("ACCEL").as_deref() {
+        Ok("kvm") => Accel::Kvm,
+        _ => Accel::Tcg,
+    }
+}
+
+/// Waits until all of them have a prompt; they boot side by side.
+pub fn boot(vms: &mut [&mut Vm]) -> Outcome {
+    for vm in vms {
+        let time = vm.wait_boot(BOOT)?;
+        println!("{}: prompt after {:.1} s", vm.name(), time.as_secs_f64());
+    }
+    Ok(())
+}
+
+/// Waits until `address` answers to `vm`, and then pings it five times, with an answer to each.
+///
+/// # Panics
+/// If answers are missing, or come twice.
+#[track_caller]
+pub fn reaches(vm: &mut Vm, address: &str) -> Outcome {
+    let name = vm.name().to_owned();
+    guest::wait_reachable(vm.serial()?, address, NETWORK)?;
+    let stats = guest::ping(vm.serial()?, address, 5, "")?;
+    println!("{name} to {address}: {stats:?}");
+    assert!(stats.is_perfect(), "{name} to {address}: {stats:?}");
+    Ok(())
+}
+
+/// Pings `address`, which may not answer.
+///
+/// # Panics
+/// If it does.
+#[track_caller]
+pub fn does_not_reach(vm: &mut Vm, address: &str) -> Outcome {
+    let stats = guest::ping(vm.serial()?, address, 3, "-W 1")?;
+    assert!(
+        stats.sent >= 3 && stats.received == 0,
+        "{} to {address}: {stats:?}",
+        vm.name()
+    );
+    Ok(())
+}
+
+/// Waits until the guest sees its carrier come (`up`) or go; how long that took.
+pub fn carrier(vm: &mut Vm, interface: &str, up: bool) -> Result<Duration, Failed> {
+    let start = Instant::now();
+    guest::wait_carrier(vm.serial()?, interface, up, NETWORK)?;
+    Ok(start.elapsed())
+}
+
+/// Which boot of the guest this is: another number after a restart of the VM.
+pub fn boot_id(vm: &mut Vm) -> Result<String, Failed> {
+    Ok(vm.serial()?.check("cat /proc/sys/kernel/random/boot_id")?)
+}
+
+/// Process ids of the shims that this VM's QEMU has started and not yet buried.
+#[must_use]
+pub fn shims(vm: &Vm) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir(Path::new("/proc").join(vm.pid().to_string()).join("task")) else {
+        return Vec::new();
+    };
+    let children = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    children
+        .flat_map(|list| {
+            list.split_whitespace()
+                .filter_map(|pid| pid.parse().ok())
+                .collect::<Vec<i32>>()
+        })
+        .filter(|&pid| !is_dead(pid))
+        .collect()
+}
+
+/// The one shim of this VM.
+///
+/// # Panics
+/// If there is none, or more.
+#[track_caller]
+#[must_use]
+pub fn shim(vm: &Vm) -> i32 {
+    match shims(vm).as_slice() {
+        [pid] => *pid,
+        other => panic!("{} has the shims {other:?}, not one", vm.name()),
+    }
+}
+
+/// Ends a process at once.
+///
+/// # Panics
+/// If there is no such process.
+#[track_caller]
+pub fn kill_now(pid: i32) {
+    kill(Pid::from_raw(pid), Signal::SIGKILL).unwrap_or_else(|e| panic!("process {pid}: {e}"));
+}
+
+/// Pings in the guest's background, twenty times a second, to see for how long no answer came.
+#[derive(Debug)]
+pub struct Monitor {
+    log: String,
+    /// Answers that have been looked at.
+    seen: u64,
+}
+
+impl Monitor {
+    /// Starts pinging `address`.
+    pub fn start(vm: &mut Vm, address: &str) -> Result<Monitor, Failed> {
+        let log = format!("/tmp/monitor-{address}");
+        vm.serial()?
+            .spawn(&format!("exec ping -n -D -i 0.05 {address}"), &log)?;
+        Ok(Monitor { log, seen: 0 })
+    }
+
+    /// Silences longer than 150 ms since the last call, by the guest's clock.
+    ///
+    /// # Panics
+    /// If next to no answers have come since then, or a request was answered more than once.
+    #[track_caller]
+    pub fn silences(&mut self, vm: &mut Vm) -> Result<Vec<Duration>, Failed> {
+        // [1700000000.123456] 64 bytes from 10.0.0.2: icmp_seq=1 ttl=64 time=0.5 ms
+        let program = format!(
+            "/bytes from/ {{ n++; t = substr($1, 2) + 0; if (/DUP/) d++; \
+             if (n > 1 && n > {} && t - last > 0.15) printf \"%d \", (t - last) * 1000; last = t }} \
+             END {{ printf \"\\n%d %d\\n\", n, d }}",
+            self.seen
+        );
+        let text = vm.serial()?.check(&format!("awk '{program}' {}", self.log))?;
+        let mut lines = text.lines().map(|line| {
+            line.split_whitespace()
+                .filter_map(|word| word.parse().ok())
+                .collect::<Vec<u64>>()
+        });
+        let silences = lines.next().unwrap_or_default();
+        let Some([answers, duplicates]) = lines.next().as_deref().and_then(|l| l.first_chunk().copied())
+        else {
+            panic!("awk in {} said {text:?}", vm.name());
+        };
+        let new = answers - self.seen;
+        self.seen = answers;
+        if new <= 5 {
+            let end = vm.serial()?.check(&format!("tail -n 5 {}", self.log))?;
+            panic!("only {new} answers came to {}; ping said: {end}", vm.name());
+        }
+        assert_eq!(duplicates, 0, "answers that came twice to {}", vm.name());
+        Ok(silences.into_iter().map(Duration::from_millis).collect())
+    }
+}
+
+/// The longest of them in milliseconds.
+#[must_use]
+pub fn longest(silences: &[Duration]) -> u128 {
+    silences.iter().max().map_or(0, Duration::as_millis)
+}

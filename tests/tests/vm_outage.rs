@@ -1,0 +1,185 @@
+//! The switch, or a shim, comes late, goes away and comes back, and the guests' network with it. No VM is restarted.
+
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use vm_harness::{Vm, guest};
+use vswitch_tests::vm::{self, Failed, Monitor, Outcome, longest};
+use vswitch_tests::{Switch, eventually};
+
+/// How long a guest may take to have its network back, on a busy machine. What it takes is printed.
+const BACK: Duration = Duration::from_secs(10);
+
+/// A stream over TCP from `one` to `two` in the background, which lasts for as long as the test does.
+fn start_stream(one: &mut Vm, two: &mut Vm, address: &str) -> Outcome {
+    two.serial()?.spawn("exec iperf3 -s", "/tmp/iperf3")?;
+    // Not as fast as it can: two translated guests and a switch share few CPUs with each other.
+    let client = format!("until iperf3 -c {address} -b 40M -t 1000; do sleep 0.2; done");
+    one.serial()?.spawn(&client, "/tmp/iperf3")?;
+    stream_flows(two)
+}
+
+/// Waits until some more of the stream has come to `two`.
+fn stream_flows(two: &mut Vm) -> Outcome {
+    let received = |two: &mut Vm| -> Result<u64, Failed> {
+        let text = two
+            .serial()?
+            .check("cat /sys/class/net/eth0/statistics/rx_bytes")?;
+        Ok(text.trim().parse().expect("a number"))
+    };
+    let start = Instant::now();
+    let before = received(two)?;
+    while received(two)? < before + 500_000 {
+        assert!(start.elapsed() < BACK * 2, "the TCP stream has stopped");
+    }
+    Ok(())
+}
+
+/// How often `text` stands in the VM's standard error.
+fn said(vm: &Vm, text: &str) -> usize {
+    vm.stderr().matches(text).count()
+}
+
+#[test]
+fn switch_comes_late_and_ends_and_is_killed() -> Outcome {
+    // Configured once, and then not running: QEMU is first.
+    let mut switch = Switch::with_ports(&[1, 2]);
+    let free = switch.free_mbufs();
+    switch.end();
+
+    let mut one = vm::client(&switch, 1).spawn()?;
+    let mut two = vm::client(&switch, 2).spawn()?;
+    vm::boot(&mut [&mut one, &mut two])?;
+    for vm in [&mut one, &mut two] {
+        assert!(
+            !guest::has_carrier(vm.serial()?, "eth0")?,
+            "no switch, no carrier"
+        );
+        assert_eq!(said(vm, "no switch running at"), 1, "{}", vm.stderr());
+        assert_eq!(vm.stderr().lines().count(), 1, "{}", vm.stderr());
+    }
+    vm::does_not_reach(&mut one, "10.0.0.2")?;
+    let boots = [vm::boot_id(&mut one)?, vm::boot_id(&mut two)?];
+
+    let start = Instant::now();
+    switch.restart();
+    let ready = start.elapsed();
+    for vm in [&mut one, &mut two] {
+        vm::carrier(vm, "eth0", true)?;
+    }
+    let carrier = start.elapsed();
+    guest::wait_reachable(one.serial()?, "10.0.0.2", BACK)?;
+    println!(
+        "late switch: ready after {ready:?}, carriers up after {carrier:?}, ping answered after {:?}",
+        start.elapsed()
+    );
+    vm::reaches(&mut two, "10.0.0.1")?;
+
+    start_stream(&mut one, &mut two, "10.0.0.2")?;
+    let mut monitor = Monitor::start(&mut one, "10.0.0.2")?;
+    for signal in [Signal::SIGTERM, Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+        std::thread::sleep(Duration::from_secs(1));
+        let before = monitor.silences(&mut one)?;
+        let down = Instant::now();
+        match signal {
+            Signal::SIGKILL => switch.kill(),
+            _ => switch.end(),
+        }
+        for vm in [&mut one, &mut two] {
+            vm::carrier(vm, "eth0", false)?;
+        }
+        let noticed = down.elapsed();
+
+        switch.restart();
+        let up = Instant::now();
+        for vm in [&mut one, &mut two] {
+            vm::carrier(vm, "eth0", true)?;
+        }
+        let carrier = up.elapsed();
+        guest::wait_reachable(one.serial()?, "10.0.0.2", BACK)?;
+        let back = up.elapsed();
+        stream_flows(&mut two)?;
+        std::thread::sleep(Duration::from_millis(500));
+        let silence = longest(&monitor.silences(&mut one)?);
+        println!(
+            "{signal}: carriers down after {} ms; switch away for {} ms, start {} ms of them; then carriers up after {} ms, \
+             ping answered after {} ms; silence {silence} ms (longest before: {} ms)",
+            noticed.as_millis(),
+            (up - down).as_millis(),
+            switch.start_time().as_millis(),
+            carrier.as_millis(),
+            back.as_millis(),
+            longest(&before)
+        );
+        assert!(back < BACK, "the network came back {back:?} after the switch");
+    }
+    assert_eq!(boots, [vm::boot_id(&mut one)?, vm::boot_id(&mut two)?]);
+
+    for vm in [one, two] {
+        println!("--- {} ---\n{}", vm.name().to_owned(), vm.shut_down()?);
+    }
+    switch.wait_for_free_mbufs(free);
+    switch.stop();
+    Ok(())
+}
+
+#[test]
+fn shim_is_killed_ten_times_under_load() -> Outcome {
+    let switch = Switch::with_ports(&[1, 2]);
+    let free = switch.free_mbufs();
+    let mut one = vm::client(&switch, 1).spawn()?;
+    let mut two = vm::client(&switch, 2).spawn()?;
+    vm::boot(&mut [&mut one, &mut two])?;
+    vm::reaches(&mut one, "10.0.0.2")?;
+    let boots = [vm::boot_id(&mut one)?, vm::boot_id(&mut two)?];
+
+    start_stream(&mut one, &mut two, "10.0.0.2")?;
+    let mut monitor = Monitor::start(&mut one, "10.0.0.2")?;
+    let mut silences = Vec::new();
+    for round in 0..10 {
+        std::thread::sleep(Duration::from_millis(700));
+        let quiet = monitor.silences(&mut one)?;
+        // The sender's shim, and the receiver's.
+        let victim = if round % 2 == 0 { &one } else { &two };
+        let old = vm::shim(victim);
+        let start = Instant::now();
+        vm::kill_now(old);
+        eventually(
+            "QEMU starts another shim",
+            || matches!(vm::shims(victim).as_slice(), [new] if *new != old),
+        );
+        let restarted = start.elapsed();
+        for vm in [&mut one, &mut two] {
+            vm::carrier(vm, "eth0", true)?;
+        }
+        guest::wait_reachable(one.serial()?, "10.0.0.2", BACK)?;
+        let back = start.elapsed();
+        stream_flows(&mut two)?;
+        std::thread::sleep(Duration::from_millis(300));
+        let silence = longest(&monitor.silences(&mut one)?);
+        silences.push(silence);
+        println!(
+            "round {round}: new shim after {} ms, ping answered after {} ms, silence {silence} ms (before: {} ms)",
+            restarted.as_millis(),
+            back.as_millis(),
+            longest(&quiet)
+        );
+    }
+    silences.sort_unstable();
+    println!(
+        "silences when a shim is killed: {} to {} ms, median {} ms",
+        silences[0], silences[9], silences[5]
+    );
+    assert_eq!(boots, [vm::boot_id(&mut one)?, vm::boot_id(&mut two)?]);
+    for vm in [&one, &two] {
+        assert_eq!(said(vm, "starting it again"), 5, "{}", vm.stderr());
+    }
+
+    for vm in [one, two] {
+        println!("--- {} ---\n{}", vm.name().to_owned(), vm.shut_down()?);
+    }
+    switch.wait_for_free_mbufs(free);
+    println!("{}", switch.counters());
+    switch.stop();
+    Ok(())
+}
