@@ -144,9 +144,10 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     let farewell = serve(&signals, &inbox, &events, &mut switch, &mut server, &client);
     notify("STOPPING=1");
     say_goodbye(&mut switch, &mut server);
+    let interrupted = server.was_interrupted();
     drop(server);
     client.stop();
-    stop_datapath(switch, &prefix);
+    stop_datapath(switch, &prefix, interrupted);
     if let Some(supervisor) = supervisor {
         supervisor.stop();
     }
@@ -281,7 +282,11 @@ fn start_datapath(
 
 /// The clients of a switch that crashed hold its hugepages until they see it is gone.
 fn eal_config_with_patience(wishes: &Wishes, rundir: &Path) -> anyhow::Result<EalConfig> {
-    memory::remove_files(&crate::eal_config::default_prefix(rundir));
+    // The run-time directory's lock is held, so a switch that had this prefix is dead. Its clients may not be, and they
+    // hold locks on EAL's files: new ones are made.
+    let prefix = crate::eal_config::default_prefix(rundir);
+    memory::remove_files(&prefix);
+    let _ = fs::remove_dir_all(crate::eal_config::runtime_dir(&prefix));
     let start = Instant::now();
     loop {
         match EalConfig::new(wishes, rundir, &memory::hugepages()) {
@@ -423,12 +428,18 @@ fn say_goodbye(switch: &mut Switch, server: &mut Server) {
     }
 }
 
-fn stop_datapath(switch: Switch, prefix: &str) {
+fn stop_datapath(switch: Switch, prefix: &str, interrupted: bool) {
     let Parts { pmds, ledger, .. } = switch.shut_down();
     let pool = ledger.pool();
     log::debug!("mbufs free at the end: {} of {}", pool.available(), pool.size());
     let runtime_dir = ethdev::eal_runtime_dir();
-    pmds.into_eal().cleanup();
+    let eal = pmds.into_eal();
+    if interrupted {
+        // EAL's clean-up would wait for a dead client's lock for ever. The kernel takes everything back as well.
+        log::info!("a client ended while it initialised EAL; leaving the clean-up to the kernel");
+    } else {
+        eal.cleanup();
+    }
     memory::remove_files(prefix);
     // EAL leaves its files for a next start with the same prefix; there need not be one.
     let _ = fs::remove_dir_all(runtime_dir);

@@ -1,6 +1,6 @@
 //! EAL's arguments, from the command line, the database and what the switch itself needs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::cpus;
 use crate::memory::{self, Hugepages};
@@ -169,6 +169,19 @@ pub fn default_prefix(rundir: &Path) -> String {
             (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
     format!("dvs-{hash:016x}")
+}
+
+/// Where EAL keeps the files of `prefix`, by its own rules (before it runs and can be asked).
+pub fn runtime_dir(prefix: &str) -> PathBuf {
+    let variable = |name| std::env::var_os(name).map(PathBuf::from);
+    let base = variable("RUNTIME_DIRECTORY").unwrap_or_else(|| {
+        if nix::unistd::getuid().is_root() {
+            "/var/run".into()
+        } else {
+            variable("XDG_RUNTIME_DIR").unwrap_or_else(|| "/tmp".into())
+        }
+    });
+    base.join("dpdk").join(prefix)
 }
 
 #[cfg(test)]

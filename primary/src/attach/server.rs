@@ -54,6 +54,8 @@ pub struct Server {
     turn: Option<ClientId>,
     /// Who waits for the turn, or for a port whose last client is on its way out.
     waiting: VecDeque<ClientId>,
+    /// A client ended within its turn.
+    interrupted: bool,
 }
 
 #[derive(Debug)]
@@ -115,6 +117,7 @@ impl Server {
             next: 0,
             turn: None,
             waiting: VecDeque::new(),
+            interrupted: false,
         })
     }
 
@@ -423,6 +426,7 @@ impl Server {
         self.connections.remove(&id);
         if self.turn == Some(id) {
             self.turn = None;
+            self.interrupted = true;
         }
         ports.release(id, hello);
     }
@@ -444,6 +448,12 @@ impl Server {
     pub fn evict(&mut self, id: ClientId, refused: &Refused) {
         self.refuse(id, refused);
         self.end(id);
+    }
+
+    /// Has a client ended while it initialised EAL, or is one at it now? It may hold a lock in shared memory, for
+    /// ever: EAL takes the one on memory hot-plug for reading many times as a secondary starts.
+    pub fn was_interrupted(&self) -> bool {
+        self.interrupted || self.turn.is_some()
     }
 
     /// Tells client `id` the state of its port.
