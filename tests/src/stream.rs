@@ -194,6 +194,16 @@ impl FromStr for Report {
 }
 
 impl Report {
+    /// Checks that exactly `count` frames of the stream came, each once, in order and unaltered; others may have come
+    /// between them.
+    ///
+    /// # Panics
+    /// If not.
+    #[track_caller]
+    pub fn assert_own(&self, count: u64) {
+        Report { foreign: 0, ..*self }.assert_all(count);
+    }
+
     /// Checks that exactly `count` frames came, each once, in order and unaltered.
     ///
     /// # Panics

@@ -1,0 +1,148 @@
+//! The switch itself, or its database, killed and started again.
+
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use vswitch_tests::bare::Traffic;
+use vswitch_tests::frames::{BROADCAST, mac};
+use vswitch_tests::switch::Leftovers;
+use vswitch_tests::{Bare, Frame, Switch, eventually};
+
+#[track_caller]
+fn frames_pass(one: &mut Bare, two: &mut Bare) {
+    let frame = Frame::marked(BROADCAST, mac(1), 1, 60);
+    one.send(std::slice::from_ref(&frame));
+    two.expect(&[frame]);
+}
+
+fn database_pid(switch: &Switch) -> Option<i32> {
+    let processes = switch.leftovers().processes;
+    let database = |(_, line): &&(i32, String)| line.contains("ovsdb-server ");
+    processes.iter().find(database).map(|p| p.0)
+}
+
+/// SIGKILL under load, five times over: it comes up in the same directory with its configuration, and the old
+/// memory is let go.
+#[test]
+fn a_switch_killed_under_load_starts_again() {
+    let mut switch = Switch::with_ports(&[1, 2]);
+    switch.vsctl("set Interface dpdkr1 ofport_request=33");
+    let pages = switch.leftovers().hugepage_files();
+    for _ in 0..5 {
+        let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
+        let (a, b) = Traffic::both_ways(u64::MAX);
+        // The peers of a dead switch come to an end by themselves, as their time is up.
+        one.start_traffic(&Traffic { seconds: 1, ..a });
+        two.start_traffic(&Traffic { seconds: 1, ..b });
+        std::thread::sleep(Duration::from_millis(50));
+        switch.kill();
+        // With the old clients still alive and in its memory.
+        switch.restart();
+        println!("ready after {:?}", switch.start_time());
+        assert_eq!(
+            switch.leftovers().hugepage_files(),
+            pages,
+            "old pages were unlinked"
+        );
+        assert_eq!(switch.get("Interface", "dpdkr1", "ofport"), "33");
+        assert_eq!(one.report().lost + two.report().lost, 0);
+        assert_eq!(
+            (one.ok("event 1000"), two.ok("event 1000")),
+            ("gone".into(), "gone".into())
+        );
+        drop((one, two));
+        assert_eq!(
+            Leftovers::mapping_deleted(switch.prefix()),
+            [0; 0],
+            "old memory is free"
+        );
+    }
+    let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
+    frames_pass(&mut one, &mut two);
+    drop((one, two));
+    switch.stop();
+}
+
+/// What a killed switch leaves is found and removed by the next one, even if that one has nothing else to do.
+#[test]
+fn what_a_killed_switch_left_is_cleared_up() {
+    let mut switch = Switch::with_ports(&[1]);
+    switch.kill();
+    assert!(switch.leftovers().hugepage_files() > 0);
+    eventually("its database server ends with it", || {
+        database_pid(&switch).is_none()
+    });
+    switch.restart();
+    switch.stop();
+}
+
+/// SIGTERM with clients attached and busy: they are told, and nothing stays.
+#[test]
+fn sigterm_under_load_leaves_nothing() {
+    let switch = Switch::with_ports(&[1, 2]);
+    let mut idle = Bare::attached(&switch, 1);
+    let mut busy = Bare::attached(&switch, 2);
+    busy.start_traffic(&Traffic {
+        destination: BROADCAST,
+        send: u64::MAX,
+        receive: u64::MAX,
+        window: 0,
+        rate: 20_000,
+        seconds: 30,
+        ..Traffic::default()
+    });
+    idle.receive(10);
+    idle.tell("event 10000");
+    switch.stop();
+    let told = idle.answer(Duration::from_secs(1));
+    assert!(
+        told.as_deref().is_ok_and(|t| t.starts_with("evicted 10 ")),
+        "the idle one is told why: {told:?}"
+    );
+}
+
+/// The database server killed: traffic goes on, the switch gets a new one and catches up.
+#[test]
+fn a_killed_database_is_replaced() {
+    let switch = Switch::with_ports(&[1, 2]);
+    let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
+    let (a, b) = Traffic::both_ways(60_000);
+    one.start_traffic(&Traffic { rate: 20_000, ..a });
+    two.start_traffic(&Traffic { rate: 20_000, ..b });
+    let first = database_pid(&switch).expect("it has a database server");
+    kill(Pid::from_raw(first), Signal::SIGKILL).unwrap();
+    switch.wait_for_log("traffic goes on");
+    eventually("there is a new one", || {
+        database_pid(&switch).is_some_and(|p| p != first)
+    });
+    eventually("it answers", || {
+        switch
+            .tool("ovs-vsctl", &["--timeout=2", "list-br"])
+            .status
+            .success()
+    });
+    switch.vsctl("add-port br0 dpdkr3 -- set Interface dpdkr3 type=dpdkr");
+    assert_eq!(switch.get("Interface", "dpdkr3", "error"), "[]");
+    let mut three = Bare::attached(&switch, 3);
+    let (a, b) = (one.report(), two.report());
+    println!("longest gap {} us", a.gap_us.max(b.gap_us));
+    a.assert_all(60_000);
+    b.assert_all(60_000);
+    frames_pass(&mut one, &mut three);
+    eventually("columns are written again", || {
+        switch.get("Interface", "dpdkr3", "link_state") == "up"
+    });
+}
+
+#[test]
+fn many_starts_in_a_row_leak_nothing() {
+    let mut switch = Switch::with_ports(&[1]);
+    for _ in 0..5 {
+        Bare::attached(&switch, 1);
+        switch.end();
+        switch.leftovers().assert_none();
+        switch.restart();
+    }
+    switch.stop();
+}
