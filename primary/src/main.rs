@@ -29,8 +29,10 @@ fn main() -> ExitCode {
 }
 
 fn show_stats(args: &Args) -> anyhow::Result<()> {
-    let prefix = default_prefix(&rundir::resolve(args.rundir.as_deref()));
-    let snapshot = Reader::open(&prefix)?.snapshot()?;
+    let rundir = rundir::resolve(args.rundir.as_deref());
+    let reader = Reader::open(&default_prefix(&rundir))
+        .with_context(|| format!("no switch runs in {} (--rundir, OVS_RUNDIR)", rundir.display()))?;
+    let snapshot = reader.snapshot()?;
     print!("{}", screen::render(&snapshot, None));
     Ok(())
 }

@@ -145,7 +145,7 @@ impl<'a> Fixture<'a> {
             .stats()
             .add(index, Counter::RxBadRing, found.bad_rings);
         if !frames.is_empty() {
-            self.forwarder.burst(&self.snapshot, &port, &mut frames, NOW);
+            self.forwarder.burst(&self.snapshot, &port, 0, &mut frames, NOW);
         }
     }
 

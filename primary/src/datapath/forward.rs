@@ -25,6 +25,8 @@ type Batch = ArrayVec<Mbuf, BURST>;
 #[derive(Debug)]
 pub struct Forwarder {
     thread: usize,
+    /// The receive queue that the present burst came in by.
+    queue: usize,
     ledger: Arc<Ledger>,
     stats: PortBlock,
     /// Per port, what leaves by it.
@@ -48,6 +50,7 @@ impl Forwarder {
     pub fn new(thread: usize, ledger: Arc<Ledger>, stats: PortBlock) -> Forwarder {
         Forwarder {
             thread,
+            queue: 0,
             ledger,
             stats,
             batches: Vec::new(),
@@ -65,8 +68,12 @@ impl Forwarder {
         self.batches.resize_with(ports, Batch::new);
     }
 
-    /// Forwards `frames`, which came in by `port`; takes all of them. `now` in seconds.
-    pub fn burst(&mut self, snapshot: &Snapshot, port: &Port, frames: &mut Batch, now: u32) {
+    /// Forwards `frames`, which came in by receive queue `queue` of `port`; takes all of them. `now` in seconds.
+    ///
+    /// They leave by the queue of the same number, so that what a guest spreads over its queues stays spread, and
+    /// in order.
+    pub fn burst(&mut self, snapshot: &Snapshot, port: &Port, queue: u16, frames: &mut Batch, now: u32) {
+        self.queue = usize::from(queue);
         let Some(bridge) = snapshot.bridges.get(port.bridge) else {
             frames.drain(..).for_each(|f| self.ledger.free(f));
             return;
@@ -260,7 +267,7 @@ impl Forwarder {
         let total = batch.len();
         let (sent, bytes, reason) = match &port.io {
             Io::Client(session) => {
-                let queue = &session.queues()[self.thread % session.queues().len()];
+                let queue = &session.queues()[self.queue % session.queues().len()];
                 let sent = queue.send(&self.ledger, batch);
                 (
                     sent.frames,

@@ -89,7 +89,7 @@ impl Pmd {
                 worked |= poll(polled, &ledger, forwarder.stats(), &mut frames);
                 if !frames.is_empty() {
                     packets += frames.len();
-                    forwarder.burst(&snapshot, &polled.port, &mut frames, now);
+                    forwarder.burst(&snapshot, &polled.port, polled.queue, &mut frames, now);
                 }
             }
             let tick = tsc();
