@@ -196,6 +196,7 @@ mod tests {
         };
         let pages = [Hugepages {
             size: 2 << 20,
+            total: 1024,
             free: 1024,
             mount: Some("/dev/hugepages".into()),
         }];

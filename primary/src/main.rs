@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::Parser;
 use dpdk_vswitchd::args::{Args, split};
 use dpdk_vswitchd::eal_config::default_prefix;

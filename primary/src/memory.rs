@@ -15,6 +15,8 @@ const LEAST_MB: u64 = 64;
 pub struct Hugepages {
     /// Bytes of a page.
     pub size: u64,
+    /// All that are reserved, whoever uses them.
+    pub total: u64,
     pub free: u64,
     /// Where a hugetlbfs of that size is mounted.
     pub mount: Option<PathBuf>,
@@ -35,14 +37,14 @@ pub fn hugepages() -> Vec<Hugepages> {
                 .strip_suffix("kB")?
                 .parse()
                 .ok()?;
-            let free = fs::read_to_string(entry.path().join("free_hugepages"))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()?;
+            let count = |file: &str| -> Option<u64> {
+                let text = fs::read_to_string(entry.path().join(file)).ok()?;
+                text.trim().parse().ok()
+            };
             Some(Hugepages {
                 size: kb << 10,
-                free,
+                total: count("nr_hugepages")?,
+                free: count("free_hugepages")?,
                 mount: mount_point(&mounts, kb << 10),
             })
         })
@@ -95,10 +97,16 @@ pub fn amount(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
         ));
     }
     let want = asked.unwrap_or(DEFAULT_MB);
+    // The number to write counts those that others use as well.
+    let taken: u64 = pages
+        .iter()
+        .filter(|p| p.size == 2 << 20)
+        .map(|p| p.total.saturating_sub(p.free))
+        .sum();
     Err(format!(
         "{usable} MiB of hugepages are free, {need} MiB are needed; reserve some with: echo {} > \
          /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages",
-        want.div_ceil(2) + 8
+        taken + want.div_ceil(2) + 8
     ))
 }
 
@@ -137,6 +145,7 @@ mod tests {
     fn pages(free: u64, mounted: bool) -> Vec<Hugepages> {
         vec![Hugepages {
             size: 2 << 20,
+            total: free,
             free,
             mount: mounted.then(|| "/dev/hugepages".into()),
         }]
@@ -161,6 +170,9 @@ mod tests {
                 .unwrap_err()
                 .contains("echo 264 >")
         );
+        let mut shared = pages(100, true);
+        shared[0].total = 300;
+        assert!(amount(&shared, Some(512)).unwrap_err().contains("echo 464 >"));
         assert!(
             amount(&pages(100, false), None)
                 .unwrap_err()
