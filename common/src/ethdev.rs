@@ -55,13 +55,16 @@ pub struct Link {
     pub speed: Option<u32>,
 }
 
-/// An Ethernet device of this process, attached and (after [`Ethdev::start`]) running. Detached on drop.
+/// An Ethernet device of this process, attached and (after [`Ethdev::start`]) running. Stopped on drop, and
+/// detached unless EAL had attached it at its start.
 #[derive(Debug)]
 pub struct Ethdev {
     port: u16,
     device: String,
     rx_queues: u16,
     tx_queues: u16,
+    /// EAL attached it at its start: it stays attached when this ends, for another port to take.
+    adopted: bool,
 }
 
 impl Ethdev {
@@ -77,17 +80,18 @@ impl Ethdev {
             why,
         };
         let c_args = CString::new(devargs).map_err(|e| fault(e.to_string()))?;
-        let port = match port_by_name(&device) {
-            Some(port) => port,
+        let (port, adopted) = match port_by_name(&device) {
+            Some(port) => (port, true),
             None => {
                 // SAFETY: a NUL-terminated string that DPDK parses.
                 let rc = unsafe { sys::rte_dev_probe(c_args.as_ptr()) };
                 if rc < 0 {
                     return Err(fault(strerror(-rc)));
                 }
-                port_by_name(&device).ok_or(EthdevError::NoPort {
+                let port = port_by_name(&device).ok_or(EthdevError::NoPort {
                     device: device.clone(),
-                })?
+                })?;
+                (port, false)
             }
         };
         Ok(Ethdev {
@@ -95,6 +99,7 @@ impl Ethdev {
             device,
             rx_queues: 0,
             tx_queues: 0,
+            adopted,
         })
     }
 
@@ -232,9 +237,10 @@ impl Ethdev {
         }
     }
 
-    /// Takes frames off receive queue `queue`, up to `out`'s capacity. One thread a queue at a time.
+    /// Takes frames off receive queue `queue`, up to `out`'s capacity. One thread a queue at a time. Frames that the
+    /// driver spread over several mbufs are freed; returns how many.
     #[inline]
-    pub fn receive<const N: usize>(&self, queue: u16, out: &mut ArrayVec<Mbuf, N>) {
+    pub fn receive<const N: usize>(&self, queue: u16, out: &mut ArrayVec<Mbuf, N>) -> u64 {
         let room = out.remaining_capacity().min(usize::from(u16::MAX));
         let at = out.len();
         // SAFETY: room for that many pointers behind the present ones; Mbuf is a transparent non-null pointer, and
@@ -244,6 +250,18 @@ impl Ethdev {
             let got = sys::rte_eth_rx_burst(self.port, queue, table, room as u16);
             out.set_len(at + usize::from(got));
         }
+        let before = out.len();
+        if out[at..].iter().any(|frame| frame.segment_count() > 1) {
+            out.retain(|frame| {
+                let single = frame.segment_count() == 1;
+                if !single {
+                    // SAFETY: the driver's own chain, which no client has seen; the list forgets it here.
+                    unsafe { sys::rte_pktmbuf_free(frame.as_ptr()) };
+                }
+                single
+            });
+        }
+        (before - out.len()) as u64
     }
 
     /// Sends `frames` by transmit queue `queue`, in order. What the queue has no room for stays in `frames`.
@@ -274,6 +292,9 @@ impl Drop for Ethdev {
         // SAFETY: nobody polls the port any more: this is its last owner. The rte_device outlives the ethdev.
         unsafe {
             sys::rte_eth_dev_stop(self.port);
+            if self.adopted {
+                return;
+            }
             sys::rte_eth_dev_close(self.port);
             let rc = sys::rte_dev_remove(info.device);
             if rc < 0 {
@@ -313,16 +334,17 @@ pub fn attached_devices() -> Vec<(u16, String)> {
         .collect()
 }
 
-/// Removes the IPC sockets of secondaries from EAL's run-time directory `dir`.
+/// Removes the sockets of EAL's multi-process IPC from its run-time directory `dir`.
 ///
-/// EAL's hot-plug asks every secondary whose socket it finds, and waits five seconds for one that hangs; a client
-/// of this switch has no drivers and nothing to say. Its own EAL does not need the socket.
-pub fn forget_secondaries(dir: &std::path::Path) {
+/// A secondary's: EAL's hot-plug asks every secondary whose socket it finds, and waits five seconds for one that hangs.
+/// The primary's: whoever can write to it can have devices attached, detached and memory allocated behind the control
+/// thread's back. The clients of this switch have no drivers and need neither.
+pub fn leave_ipc(dir: &std::path::Path) {
     let Ok(entries) = std::fs::read_dir(dir) else {
         return;
     };
     for entry in entries.flatten() {
-        if entry.file_name().as_encoded_bytes().starts_with(b"mp_socket_") {
+        if entry.file_name().as_encoded_bytes().starts_with(b"mp_socket") {
             let _ = std::fs::remove_file(entry.path());
         }
     }

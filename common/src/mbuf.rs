@@ -350,6 +350,19 @@ impl Mbuf {
         self.set_checksum(checksum);
     }
 
+    /// Adds `bytes` behind this segment's; false, and nothing changed, where the buffer has no room for them.
+    pub fn append(&mut self, bytes: &[u8]) -> bool {
+        let (off, len) = self.span();
+        if off + len + bytes.len() > BUF_LEN {
+            return false;
+        }
+        // SAFETY: within the buffer, as just checked; `bytes` lies in another mbuf or elsewhere, since `&mut self`
+        // is the only handle of this one.
+        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.buffer().add(off + len), bytes.len()) };
+        self.set_span(off, len + bytes.len());
+        true
+    }
+
     /// Cuts this segment off the ones behind it and returns the next one's address (unchecked).
     pub fn unlink(&mut self) -> usize {
         let next = self.next_address();

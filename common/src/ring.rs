@@ -24,6 +24,8 @@ pub struct RingCorrupt;
 pub struct RingMemory {
     base: NonNull<u8>,
     size: u32,
+    /// Where DPDK reserved it, if this process did: the copy in the ring's header is open to clients.
+    zone: *const sys::rte_memzone,
 }
 
 // SAFETY: a RingMemory is an address with a size; all access through it is atomic or confined to one end.
@@ -48,10 +50,15 @@ impl RingMemory {
             )
         };
         match NonNull::new(ring) {
-            Some(ring) => Ok(RingMemory {
-                base: ring.cast(),
-                size,
-            }),
+            Some(ring) => {
+                // SAFETY: made just now, and no client knows of it yet.
+                let zone = unsafe { (*ring.as_ptr()).memzone };
+                Ok(RingMemory {
+                    base: ring.cast(),
+                    size,
+                    zone,
+                })
+            }
             None => Err(crate::eal::last_error()),
         }
     }
@@ -67,6 +74,7 @@ impl RingMemory {
         Some(RingMemory {
             base: NonNull::new(address as *mut u8)?,
             size,
+            zone: std::ptr::null(),
         })
     }
 
@@ -97,8 +105,12 @@ impl RingMemory {
     /// # Safety
     /// Made by [`RingMemory::create`] in this process, and no end of it is in use here or in any client.
     pub unsafe fn free(self) {
-        // SAFETY: by the contract above.
-        unsafe { sys::rte_ring_free(self.base.as_ptr().cast()) };
+        let ring: *mut sys::rte_ring = self.base.as_ptr().cast();
+        // SAFETY: by the contract above; DPDK frees what the header names, which a client may have overwritten.
+        unsafe {
+            (*ring).memzone = self.zone;
+            sys::rte_ring_free(ring);
+        }
     }
 
     fn index(&self, offset: usize) -> &AtomicU32 {
@@ -175,14 +187,14 @@ impl Producer {
     /// # Errors
     /// The consumer's index makes no sense.
     pub fn free(&mut self) -> Result<usize, RingCorrupt> {
-        self.peer_tail = self.ring.cons_tail().load(Ordering::Acquire);
-        let used = self.head.wrapping_sub(self.peer_tail);
+        let tail = self.ring.cons_tail().load(Ordering::Acquire);
+        let used = self.head.wrapping_sub(tail);
         let capacity = self.ring.size - 1;
         if used > capacity {
-            Err(RingCorrupt)
-        } else {
-            Ok((capacity - used) as usize)
+            return Err(RingCorrupt);
         }
+        self.peer_tail = tail;
+        Ok((capacity - used) as usize)
     }
 
     /// Puts as many of `mbufs` on the ring as fit, in order; returns how many. Those now belong to the peer.
@@ -229,13 +241,13 @@ impl Consumer {
     /// # Errors
     /// The producer's index makes no sense.
     pub fn available(&mut self) -> Result<usize, RingCorrupt> {
-        self.peer_tail = self.ring.prod_tail().load(Ordering::Acquire);
-        let used = self.peer_tail.wrapping_sub(self.head);
+        let tail = self.ring.prod_tail().load(Ordering::Acquire);
+        let used = tail.wrapping_sub(self.head);
         if used > self.ring.size - 1 {
-            Err(RingCorrupt)
-        } else {
-            Ok(used as usize)
+            return Err(RingCorrupt);
         }
+        self.peer_tail = tail;
+        Ok(used as usize)
     }
 
     /// Takes up to `out.len()` entries; returns how many. An entry is whatever the peer wrote: check it before use.
@@ -291,7 +303,11 @@ mod tests {
             };
             assert_eq!(rc, 0);
             Owned {
-                memory: RingMemory { base, size },
+                memory: RingMemory {
+                    base,
+                    size,
+                    zone: std::ptr::null(),
+                },
                 layout,
             }
         }

@@ -16,7 +16,7 @@ use proptest::prelude::*;
 use vswitch_common::eal::Eal;
 use vswitch_common::mbuf::{Checksum, Mbuf};
 use vswitch_common::mempool::Pool;
-use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::doorbell;
 use vswitch_common::port::layout::ControlBlocks;
 use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingMemory};
@@ -86,7 +86,7 @@ impl<'a> Fixture<'a> {
             [memory.alloc, memory.tx, memory.rx, memory.free]
                 .iter()
                 .for_each(RingMemory::reset);
-            let bells = (Doorbell::new().unwrap(), Doorbell::new().unwrap());
+            let ((_, bell), (ringer, _)) = (doorbell::pair().unwrap(), doorbell::pair().unwrap());
             // SAFETY: rings of this port alone, just emptied; the fixture before this one is gone.
             let (session, client) = unsafe {
                 let client = Client {
@@ -95,10 +95,7 @@ impl<'a> Fixture<'a> {
                     rx: Consumer::new(memory.rx),
                     free: Producer::new(memory.free),
                 };
-                (
-                    Session::new(index as u16, vec![(*memory, bells.0, bells.1)]),
-                    client,
-                )
+                (Session::new(index as u16, vec![(*memory, bell, ringer)]), client)
             };
             let port = Port {
                 index: index as u16,
@@ -441,7 +438,7 @@ proptest! {
         for port in 1..PORTS {
             fixture.return_unread(port);
         }
-        prop_assert_eq!(bench.ledger.owned(Owner::client(9)), 0);
+        prop_assert_eq!(bench.ledger.owned(Owner::client(9, 0)), 0);
         fixture.end();
     }
 }

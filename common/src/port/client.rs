@@ -14,7 +14,7 @@ use nix::sys::socket::{
 };
 use zerocopy::IntoBytes;
 
-use super::doorbell::Doorbell;
+use super::doorbell::{Bell, Ringer};
 use super::layout::{ClientStats, ControlRef};
 use super::message::{Attached, Detach, Grant, Hello, MAX_LEN, Malformed, Message, Ready, header};
 use super::{MAX_QUEUES, QUOTA};
@@ -198,8 +198,8 @@ impl Attachment {
                     rx: Consumer::new(rx),
                     free: Producer::new(free),
                     control,
-                    to_switch: Doorbell::from_fd(to_switch),
-                    to_client: Doorbell::from_fd(to_client),
+                    to_switch: Ringer::from(to_switch),
+                    to_client: Bell::from(to_client),
                 }
             };
             queue_pairs.push(queue_pair);
@@ -278,8 +278,8 @@ pub struct QueuePair {
     rx: Consumer,
     free: Producer,
     control: ControlRef,
-    to_switch: Doorbell,
-    to_client: Doorbell,
+    to_switch: Ringer,
+    to_client: Bell,
 }
 
 impl QueuePair {

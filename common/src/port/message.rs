@@ -5,7 +5,7 @@
 //!   Hello  ───────────────────────>      port, queue pairs, DPDK build, protocol version
 //!          <───────────────────────  Grant      your turn to initialise EAL   (or Refusal, and the socket closes)
 //!   Ready  ───────────────────────>      EAL is up
-//!          <───────────────────────  Attached   addresses, two eventfds per queue pair
+//!          <───────────────────────  Attached   addresses, two doorbells per queue pair
 //!          <───────────────────────  State      carrier, MTU; again when they change
 //!   Detach ───────────────────────>      the client has stopped touching shared memory
 //! ```
@@ -114,8 +114,8 @@ pub struct QueueAddresses {
     pub control: u64,
 }
 
-/// Switch: you are attached. Comes with `2 * queues` eventfds: for each queue pair the one that wakes the switch,
-/// then the one that wakes the client.
+/// Switch: you are attached. Comes with `2 * queues` pipe ends: for each queue pair the writing end that wakes the
+/// switch, then the reading end that wakes the client.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Attached {

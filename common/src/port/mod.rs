@@ -22,7 +22,7 @@ pub const RX_RING_SIZE: u32 = 1024;
 /// Slots of the ring of used mbufs, client to switch: more than a client can ever own, so it is never full.
 pub const FREE_RING_SIZE: u32 = 4096;
 /// Mbufs that a queue pair may own at most: its share of the pool.
-pub const QUOTA: u32 = 2048;
+pub const QUOTA: u32 = 1536;
 const _: () = assert!(QUOTA < FREE_RING_SIZE && ALLOC_RING_SIZE + RX_RING_SIZE <= QUOTA);
 
 /// Which of a queue pair's rings.

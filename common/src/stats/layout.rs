@@ -162,6 +162,8 @@ counters! {
     GuestRxTooLong = 25 "guest_rx_too_long",
     /// Client side: virtqueues that broke the rules.
     GuestBrokenQueues = 26 "guest_broken_virtqueues",
+    /// Frames from a device that do not fit an mbuf (2048 bytes). They are not in `RxPackets`.
+    RxTooLong = 27 "rx_too_long",
 }
 
 impl Counter {

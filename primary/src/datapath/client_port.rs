@@ -3,15 +3,16 @@
 //! The receiving half (frames in, used mbufs back, empty mbufs out) is worked by the PMD thread that polls the port;
 //! the sending half by whichever thread has frames for it. Each half has its own lock, which nearly always is free.
 
+use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
 use spin::mutex::SpinMutex;
 use vswitch_common::mbuf::Mbuf;
-use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::doorbell::{Bell, Ringer};
 use vswitch_common::port::layout::{ClientStats, ControlRef};
-use vswitch_common::port::{ALLOC_RING_SIZE, QUOTA, TX_RING_SIZE};
+use vswitch_common::port::{ALLOC_RING_SIZE, MAX_QUEUES, QUOTA, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingCorrupt, RingMemory};
 
 use super::BURST;
@@ -23,7 +24,7 @@ const ALLOC_LEVEL: usize = ALLOC_RING_SIZE as usize / 2;
 /// An attached client: one process, from attach to its end.
 #[derive(Debug)]
 pub struct Session {
-    owner: Owner,
+    owners: RangeInclusive<Owner>,
     queues: Vec<Queue>,
 }
 
@@ -34,8 +35,8 @@ pub struct Queue {
     receiving: SpinMutex<Receiving>,
     sending: SpinMutex<Producer>,
     control: ControlRef,
-    to_switch: Doorbell,
-    to_client: Doorbell,
+    bell: Bell,
+    to_client: Ringer,
     /// Mbufs handed out by the receiving half (empty ones), by the sending half (frames), and taken back.
     given_empty: AtomicU32,
     given_frames: AtomicU32,
@@ -78,11 +79,12 @@ impl Session {
     /// # Safety
     /// The rings and control blocks belong to that port, stay mapped as long as the session, and no other session
     /// uses them.
-    pub unsafe fn new(port: u16, queues: Vec<(QueueMemory, Doorbell, Doorbell)>) -> Session {
-        let owner = Owner::client(port);
+    pub unsafe fn new(port: u16, queues: Vec<(QueueMemory, Bell, Ringer)>) -> Session {
+        let owners = Owner::client(port, 0)..=Owner::client(port, MAX_QUEUES - 1);
         let queues = queues
             .into_iter()
-            .map(|(memory, to_switch, to_client)| {
+            .enumerate()
+            .map(|(number, (memory, bell, to_client))| {
                 // SAFETY: by this function's contract, the only ends on this side.
                 let (tx, free, alloc, rx) = unsafe {
                     (
@@ -93,7 +95,7 @@ impl Session {
                     )
                 };
                 Queue {
-                    owner,
+                    owner: Owner::client(port, number),
                     receiving: SpinMutex::new(Receiving {
                         tx,
                         free,
@@ -102,7 +104,7 @@ impl Session {
                     }),
                     sending: SpinMutex::new(rx),
                     control: memory.control,
-                    to_switch,
+                    bell,
                     to_client,
                     given_empty: AtomicU32::new(0),
                     given_frames: AtomicU32::new(0),
@@ -110,7 +112,7 @@ impl Session {
                 }
             })
             .collect();
-        Session { owner, queues }
+        Session { owners, queues }
     }
 
     /// Its queue pairs.
@@ -121,14 +123,9 @@ impl Session {
     /// Takes back all mbufs that the session holds. Only when no thread works on it and the client is gone.
     pub fn reclaim(&self, ledger: &Ledger) -> usize {
         for queue in &self.queues {
-            queue
-                .receiving
-                .lock()
-                .recycled
-                .drain(..)
-                .for_each(|m| ledger.free(m));
+            ledger.free_all(&mut queue.receiving.lock().recycled);
         }
-        ledger.reclaim(self.owner)
+        ledger.reclaim(self.owners.clone())
     }
 }
 
@@ -153,11 +150,10 @@ impl Queue {
                     if let Some(&next) = entries.get(i + 4) {
                         Mbuf::prefetch_header(next);
                     }
-                    match ledger.take_frame(address, self.owner) {
-                        Some(frame) => {
-                            returned += frame.segment_count() as u32;
-                            frames.push(frame);
-                        }
+                    let (frame, taken) = ledger.take_frame(address, self.owner);
+                    returned += taken;
+                    match frame {
+                        Some(frame) => frames.push(frame),
                         None => polled.bad_mbufs += 1,
                     }
                 }
@@ -199,19 +195,21 @@ impl Queue {
             );
         }
         polled.bad_rings += u64::from(self.refill(&mut half, ledger, &mut polled.moved).is_err());
+        // Always room for a burst of used mbufs: the client may be out of its share until they are taken back.
+        if half.recycled.len() > BURST {
+            let mut surplus: ArrayVec<Mbuf, { 2 * BURST }> = half.recycled.drain(BURST..).collect();
+            ledger.free_all(&mut surplus);
+        }
         polled
     }
 
-    /// Hands empty mbufs out, recycled ones first, up to the level; gives what is too many to the pool.
+    /// Hands empty mbufs out, recycled ones first, up to the level.
     #[inline]
     fn refill(&self, half: &mut Receiving, ledger: &Ledger, moved: &mut usize) -> Result<(), RingCorrupt> {
         let level = (ALLOC_RING_SIZE - 1) as usize - half.alloc.free()?;
         let missing = ALLOC_LEVEL.saturating_sub(level);
         // Small top-ups are left for later, so that a burst moves whole cache lines.
         if missing < BURST && level >= ALLOC_LEVEL / 2 {
-            if half.recycled.len() >= BURST {
-                half.recycled.drain(BURST / 2..).for_each(|m| ledger.free(m));
-            }
             return Ok(());
         }
         let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
@@ -246,32 +244,30 @@ impl Queue {
         let mut sending = self.sending.lock();
         let free = sending.free().unwrap_or(0);
         let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
-        let mut sent = Sent::default();
-        let mut segments = 0;
-        for frame in &frames[..frames.len().min(free)] {
-            let n = frame.segment_count().max(1);
-            if segments + n > quota_left {
-                sent.over_quota = true;
-                break;
-            }
-            segments += n;
+        let fit = frames.len().min(free);
+        let count = fit.min(quota_left);
+        let mut sent = Sent {
+            frames: count,
+            bytes: 0,
+            over_quota: count < fit,
+        };
+        for frame in &frames[..count] {
             ledger.give(frame, self.owner);
-            sent.frames += 1;
-            sent.bytes += frame.frame_len() as u64;
+            sent.bytes += frame.len() as u64;
         }
-        if sent.frames > 0 {
+        if count > 0 {
             let given = &self.given_frames;
             given.store(
-                given.load(Ordering::Relaxed).wrapping_add(segments as u32),
+                given.load(Ordering::Relaxed).wrapping_add(count as u32),
                 Ordering::Relaxed,
             );
             // All fit: `free` was read under the lock, which makes this the only producer.
-            let _ = sending.enqueue(&frames[..sent.frames]);
-            drop(frames.drain(..sent.frames));
+            let _ = sending.enqueue(&frames[..count]);
+            drop(frames.drain(..count));
             drop(sending);
             self.wake_client();
         }
-        frames.drain(..).for_each(|f| ledger.free(f));
+        ledger.free_all(frames);
         sent
     }
 
@@ -299,7 +295,7 @@ impl Queue {
     /// Awake again.
     pub fn disarm_doorbell(&self) {
         self.control.get().switch_sleeps.disarm();
-        self.to_switch.silence();
+        self.bell.silence();
     }
 
     /// Is there something to take from the client?
@@ -311,7 +307,7 @@ impl Queue {
 
     /// Readable when the client has rung.
     pub fn doorbell(&self) -> BorrowedFd<'_> {
-        self.to_switch.as_fd()
+        self.bell.as_fd()
     }
 
     /// What the client counts.

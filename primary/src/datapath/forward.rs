@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
@@ -75,7 +75,7 @@ impl Forwarder {
     pub fn burst(&mut self, snapshot: &Snapshot, port: &Port, queue: u16, frames: &mut Batch, now: u32) {
         self.queue = usize::from(queue);
         let Some(bridge) = snapshot.bridges.get(port.bridge) else {
-            frames.drain(..).for_each(|f| self.ledger.free(f));
+            self.ledger.free_all(frames);
             return;
         };
         let index = usize::from(port.index);
@@ -83,7 +83,7 @@ impl Forwarder {
         let received = frames.len() as u64;
         let mut accepted: ArrayVec<(Mbuf, Parsed), BURST> = ArrayVec::new();
         for frame in frames.drain(..) {
-            bytes += frame.frame_len() as u64;
+            bytes += frame.len() as u64;
             match classify(frame.data(), port, bridge) {
                 Ok(parsed) => {
                     bridge.table.prefetch(parsed.source);
@@ -191,7 +191,7 @@ impl Forwarder {
         if !retag(&mut frame, tag, vlan, egress) {
             return self.drop_frame(frame, index, Counter::TxDropHeadroom);
         }
-        if frame.frame_len() > target.max_frame {
+        if frame.len() > target.max_frame {
             return self.drop_frame(frame, index, Counter::TxDropTooLong);
         }
         match &target.io {
@@ -199,10 +199,7 @@ impl Forwarder {
             Io::Client(_) => {}
             Io::Ethdev(_) => {
                 if matches!(from.io, Io::Client(_)) {
-                    match self.ready_for_driver(frame) {
-                        Some(ready) => frame = ready,
-                        None => return self.stats.add(index, Counter::TxDropNoBuffer, 1),
-                    }
+                    self.ready_for_driver(&mut frame);
                 }
             }
         }
@@ -216,31 +213,24 @@ impl Forwarder {
         }
     }
 
-    /// Makes a client's frame fit for a driver: one segment, a sound header, its checksum complete.
-    fn ready_for_driver(&mut self, mut frame: Mbuf) -> Option<Mbuf> {
-        if frame.segment_count() > 1 {
-            let single = self.copy(&frame);
-            self.ledger.free(frame);
-            frame = single?;
-        } else {
-            self.ledger.scrub(&mut frame);
-        }
+    /// Makes a client's frame fit for a driver: a sound header, its checksum complete.
+    fn ready_for_driver(&self, frame: &mut Mbuf) {
+        self.ledger.scrub(frame);
         if let Checksum::Partial { start, offset } = frame.checksum() {
             csum::complete(frame.data_mut(), start.into(), offset.into());
         }
         frame.set_checksum(Checksum::Unknown);
-        Some(frame)
     }
 
-    /// A copy of `frame` in an mbuf of its own; `None` where the pool is empty or the frame exceeds one mbuf.
+    /// A copy of `frame` in an mbuf of its own; `None` where the pool is empty.
     fn copy(&self, frame: &Mbuf) -> Option<Mbuf> {
         let mut fresh = ArrayVec::<Mbuf, 1>::new();
         self.ledger.pool().alloc(&mut fresh);
         let mut copy = fresh.pop()?;
-        let Some(len) = self.ledger.copy_frame(frame, copy.room_mut()) else {
-            self.ledger.free(copy);
-            return None;
-        };
+        let bytes = frame.data();
+        // A frame whose tag was taken off leaves one with headroom for another; nothing is longer than the room.
+        let len = bytes.len().min(DATA_ROOM);
+        copy.room_mut()[..len].copy_from_slice(&bytes[..len]);
         copy.set_frame(len, frame.checksum());
         Some(copy)
     }
@@ -280,18 +270,18 @@ impl Forwarder {
                 )
             }
             Io::Ethdev(io) => {
-                let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.frame_len() as u64).collect();
+                let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.len() as u64).collect();
                 let (queue, lock) = io.tx_queue(self.thread);
                 {
                     let _sending = lock.lock();
                     io.device.send(queue, batch);
                 }
                 let sent = total - batch.len();
-                batch.drain(..).for_each(|f| self.ledger.free(f));
+                self.ledger.free_all(batch);
                 (sent, lengths[..sent].iter().sum(), Counter::TxDropFull)
             }
             Io::Down => {
-                batch.drain(..).for_each(|f| self.ledger.free(f));
+                self.ledger.free_all(batch);
                 (0, 0, Counter::TxDropDown)
             }
         };
@@ -347,17 +337,29 @@ fn push_tag(frame: &mut Mbuf, tag: Tag) -> bool {
     if !frame.extend_front(parse::TAG_LEN) {
         return false;
     }
-    let bytes = frame.data_mut();
-    bytes.copy_within(parse::TAG_LEN..parse::TAG_LEN + ADDRESSES, 0);
+    // The length may change under us, if a client still writes into what it has handed over: no index is certain.
+    let Some(head) = frame
+        .data_mut()
+        .first_chunk_mut::<{ ADDRESSES + parse::TAG_LEN }>()
+    else {
+        return false;
+    };
+    head.copy_within(parse::TAG_LEN.., 0);
     let [high, low] = tag.0.to_be_bytes();
-    bytes[ADDRESSES..ADDRESSES + parse::TAG_LEN].copy_from_slice(&[0x81, 0, high, low]);
+    head[ADDRESSES..].copy_from_slice(&[0x81, 0, high, low]);
     shift_checksum(frame, checksum, parse::TAG_LEN as i32);
     true
 }
 
 fn pop_tag(frame: &mut Mbuf) -> bool {
     let checksum = frame.checksum();
-    frame.data_mut().copy_within(0..ADDRESSES, parse::TAG_LEN);
+    let Some(head) = frame
+        .data_mut()
+        .first_chunk_mut::<{ ADDRESSES + parse::TAG_LEN }>()
+    else {
+        return false;
+    };
+    head.copy_within(..ADDRESSES, parse::TAG_LEN);
     if !frame.trim_front(parse::TAG_LEN) {
         return false;
     }

@@ -6,27 +6,31 @@
 //! Mbufs are larger than 2 KiB, so at most one begins in any 2 KiB of the pool; a word per 2 KiB holds the place of
 //! that beginning and the owner. No division, and gaps between memory pages do not matter.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use arrayvec::ArrayVec;
 use vswitch_common::mbuf::{MAX_SEGMENTS, Mbuf};
 use vswitch_common::mempool::{BYTES_PER_MBUF, Pool, buffer_iova};
+use vswitch_common::port::MAX_QUEUES;
+use vswitch_common::stats::layout::MAX_PORTS;
 
-/// Who owns an mbuf. [`Owner::SWITCH`], or a client: its port's index plus one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Who owns an mbuf: [`Owner::SWITCH`], or a queue pair of a client. Only the thread that holds that queue pair's
+/// receiving half takes mbufs from it, so no two threads ever take the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Owner(u16);
 
 impl Owner {
     /// The switch itself: in the pool, in a driver, or on its way through.
     pub const SWITCH: Owner = Owner(0);
 
-    /// The switch as well, but behind the first segment of a frame: only such an mbuf is ever followed to.
-    const CHAINED: Owner = Owner(u16::MAX);
-
-    /// The client of the port with index `port`.
-    pub fn client(port: u16) -> Owner {
-        Owner(port + 1)
+    /// Queue pair `queue` of the client of the port with index `port`.
+    pub fn client(port: u16, queue: usize) -> Owner {
+        Owner(1 + port * MAX_QUEUES as u16 + queue as u16)
     }
 }
+
+const _: () = assert!(MAX_PORTS * MAX_QUEUES < u16::MAX as usize);
 
 const BLOCK: usize = 2048;
 const _: () = assert!(BYTES_PER_MBUF > BLOCK);
@@ -104,79 +108,47 @@ impl Ledger {
         unsafe { Mbuf::from_address(address) }
     }
 
-    /// Takes a whole frame back: the mbuf at `address` and those it links to, all of them `owner`'s. The links are
-    /// rewritten, so that the frame is sound whatever the client wrote; `None` (and all that was good is freed)
-    /// where one is not.
+    /// Takes a whole frame back: the mbuf at `address` and those it links to, all of them `owner`'s. The segments are
+    /// joined in the first mbuf, so that nobody behind this has to follow links that a client can still rewrite.
+    /// Says how many mbufs came back; no frame where one of them was not `owner`'s, or they do not fit one mbuf.
     #[inline]
-    pub fn take_frame(&self, address: usize, owner: Owner) -> Option<Mbuf> {
-        let mut first = self.take(address, owner)?;
-        if first.segment_count() <= 1 {
-            let checksum = first.checksum();
-            first.make_single(checksum);
-            return Some(first);
+    pub fn take_frame(&self, address: usize, owner: Owner) -> (Option<Mbuf>, u32) {
+        let Some(mut first) = self.take(address, owner) else {
+            return (None, 0);
+        };
+        if first.segment_count() > 1 {
+            return self.join(first, owner);
         }
-        self.take_chain(first, owner)
+        let checksum = first.checksum();
+        first.make_single(checksum);
+        (Some(first), 1)
     }
 
     #[cold]
-    fn take_chain(&self, mut first: Mbuf, owner: Owner) -> Option<Mbuf> {
-        let mut segments = arrayvec::ArrayVec::<Mbuf, MAX_SEGMENTS>::new();
+    fn join(&self, mut first: Mbuf, owner: Owner) -> (Option<Mbuf>, u32) {
         let checksum = first.checksum();
-        let count = first.segment_count();
-        let mut next = first.unlink();
-        segments.push(first);
-        for _ in 1..count {
-            let Some(mut mbuf) = (!segments.is_full()).then(|| self.take(next, owner)).flatten() else {
-                segments.drain(..).for_each(|m| self.free(m));
-                return None;
+        let (mut next, mut good, mut taken) = (first.next_address(), true, 1);
+        for _ in 1..first.segment_count().min(MAX_SEGMENTS) {
+            let Some(segment) = self.take(next, owner) else {
+                good = false;
+                break;
             };
-            next = mbuf.unlink();
-            segments.push(mbuf);
+            taken += 1;
+            next = segment.next_address();
+            good &= first.append(segment.data());
+            self.free(segment);
         }
-        segments
-            .iter()
-            .skip(1)
-            .for_each(|m| self.set_owner(m.address(), Owner::CHAINED));
-        let mut frame = Mbuf::chain(segments)?;
-        frame.set_checksum(checksum);
-        Some(frame)
-    }
-
-    /// Visits the segments behind the first. The links lie in memory that clients can write, so each is checked: it
-    /// must lead to an mbuf that was chained when the frame was taken over.
-    fn follow(&self, frame: &Mbuf, mut visit: impl FnMut(Mbuf)) {
-        let mut next = frame.next_address();
-        for _ in 1..frame.segment_count().min(MAX_SEGMENTS) {
-            let Some(mbuf) = self.take(next, Owner::CHAINED) else {
-                return;
-            };
-            self.set_owner(next, Owner::CHAINED);
-            next = mbuf.next_address();
-            visit(mbuf);
+        if !good {
+            self.free(first);
+            return (None, taken);
         }
+        first.make_single(checksum);
+        (Some(first), taken)
     }
 
-    /// Copies the bytes of all segments of `frame` to the start of `room`; `None` if they do not fit.
-    pub fn copy_frame(&self, frame: &Mbuf, room: &mut [u8]) -> Option<usize> {
-        let mut at = 0;
-        let mut append = |bytes: &[u8]| {
-            let place = room
-                .get_mut(at..at + bytes.len())
-                .map(|to| to.copy_from_slice(bytes));
-            at += bytes.len();
-            place.is_some()
-        };
-        let mut fits = append(frame.data());
-        self.follow(frame, |segment| fits &= append(segment.data()));
-        fits.then_some(at)
-    }
-
-    /// Makes `mbuf` (all segments of the frame) `owner`'s. Do this before its address goes onto the client's ring.
+    /// Makes `mbuf` `owner`'s. Do this before its address goes onto the client's ring.
     #[inline]
     pub fn give(&self, mbuf: &Mbuf, owner: Owner) {
-        if mbuf.segment_count() > 1 {
-            self.follow(mbuf, |segment| self.set_owner(segment.address(), owner));
-        }
         self.set_owner(mbuf.address(), owner);
     }
 
@@ -196,32 +168,29 @@ impl Ledger {
         mbuf.scrub(&self.pool, iova);
     }
 
-    /// Gives a frame that the switch owns back to the pool, all its segments.
-    pub fn free(&self, mbuf: Mbuf) {
-        let mut batch = arrayvec::ArrayVec::<Mbuf, MAX_SEGMENTS>::new();
-        if mbuf.segment_count() > 1 {
-            self.follow(&mbuf, |segment| {
-                self.set_owner(segment.address(), Owner::SWITCH);
-                batch.push(segment);
-            });
-        }
-        batch.push(mbuf);
-        batch.iter_mut().for_each(|m| self.scrub(m));
-        self.pool.free(&mut batch);
+    /// Gives a frame that the switch owns back to the pool.
+    pub fn free(&self, mut mbuf: Mbuf) {
+        self.scrub(&mut mbuf);
+        self.pool.free(&mut ArrayVec::from([mbuf]));
     }
 
-    /// Takes everything back that `owner` has and returns it to the pool; says how many mbufs that were.
-    /// Only when that client is dead or has let go, and no thread moves frames of its port.
-    pub fn reclaim(&self, owner: Owner) -> usize {
+    /// Gives frames back to the pool and empties the list.
+    #[inline]
+    pub fn free_all<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
+        mbufs.iter_mut().for_each(|m| self.scrub(m));
+        self.pool.free(mbufs);
+    }
+
+    /// Takes everything back that `owners` have and returns it to the pool; says how many mbufs that were.
+    /// Only when those clients are dead or have let go, and no thread moves frames of their ports.
+    pub fn reclaim(&self, owners: RangeInclusive<Owner>) -> usize {
         let mut count = 0;
         for (block, slot) in self.words.iter().enumerate() {
-            let w = slot.load(Ordering::Relaxed);
-            if w == NONE || w as u16 != owner.0 {
+            let Some(owner) = owner_in(slot.load(Ordering::Relaxed)).filter(|o| owners.contains(o)) else {
                 continue;
-            }
-            let address = self.base + block * BLOCK + (w >> 16) as usize;
-            if let Some(mut mbuf) = self.take(address, owner) {
-                mbuf.unlink();
+            };
+            let address = self.base + block * BLOCK + (slot.load(Ordering::Relaxed) >> 16) as usize;
+            if let Some(mbuf) = self.take(address, owner) {
                 self.free(mbuf);
                 count += 1;
             }
@@ -233,10 +202,14 @@ impl Ledger {
     pub fn owned(&self, owner: Owner) -> usize {
         self.words
             .iter()
-            .map(|w| w.load(Ordering::Relaxed))
-            .filter(|&w| w != NONE && w as u16 == owner.0)
+            .filter(|w| owner_in(w.load(Ordering::Relaxed)) == Some(owner))
             .count()
     }
+}
+
+/// The owner that a word names, if an mbuf begins in its block.
+fn owner_in(word: u32) -> Option<Owner> {
+    (word != NONE).then_some(Owner(word as u16))
 }
 
 #[inline]

@@ -151,7 +151,10 @@ fn poll(polled: &Polled, ledger: &Ledger, stats: &PortBlock, frames: &mut ArrayV
             !frames.is_empty() || found.moved > 0
         }
         Io::Ethdev(io) => {
-            io.device.receive(polled.queue, frames);
+            let too_long = io.device.receive(polled.queue, frames);
+            if too_long > 0 {
+                stats.add(usize::from(polled.port.index), Counter::RxTooLong, too_long);
+            }
             for frame in frames.iter_mut() {
                 frame.normalize_received();
                 frame.prefetch_frame();

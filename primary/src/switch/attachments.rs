@@ -1,11 +1,12 @@
 //! Clients that come and go.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use vswitch_common::ethdev;
-use vswitch_common::port::doorbell::Doorbell;
+use vswitch_common::port::QUOTA;
+use vswitch_common::port::doorbell::{self, Bell, Ringer};
 use vswitch_common::port::layout::ClientStats;
 use vswitch_common::port::message::{Attached, Hello, QueueAddresses, Reason};
 use vswitch_common::stats::Counter;
@@ -97,7 +98,7 @@ impl Ports for Switch {
         send: &mut dyn FnMut(&Attached, &[BorrowedFd<'_>]) -> bool,
     ) -> Result<(), Refused> {
         // EAL made an IPC socket for it, which nobody shall wait on.
-        ethdev::forget_secondaries(&ethdev::eal_runtime_dir());
+        ethdev::leave_ipc(&ethdev::eal_runtime_dir());
         let state = self.client_port(hello.port)?;
         let (Some(index), mtu, name) = (state.index(), state.mtu, state.name.clone()) else {
             let text = format!("port {} is not set up", hello.port);
@@ -111,6 +112,19 @@ impl Ports for Switch {
             text: format!("port {}: {why}; raise other_config:dpdk-socket-mem", hello.port),
         };
         let queues = usize::from(hello.queues);
+        // All clients together must leave the pool something for devices and copies.
+        let others: usize = self
+            .clients
+            .claims
+            .values()
+            .map(|c| c.session.queues().len())
+            .sum();
+        let mbufs = self.parts.ledger.pool().size() as usize;
+        if (others + queues) * QUOTA as usize > mbufs * 3 / 4 {
+            return Err(no_memory(format!(
+                "{mbufs} mbufs are too few for {queues} more queue pair(s) beside {others}"
+            )));
+        }
         let Some(memory) = self.clients.memory.get_mut(&hello.port) else {
             return Err(no_memory("it has no rings".into()));
         };
@@ -127,11 +141,17 @@ impl Ports for Switch {
                 control: m.control.address() as u64,
             };
         }
-        let bells = memory.iter().map(|_| Ok((Doorbell::new()?, Doorbell::new()?)));
-        let bells: Vec<(Doorbell, Doorbell)> = bells
-            .collect::<nix::Result<_>>()
-            .map_err(|e| no_memory(format!("doorbells: {e}")))?;
-        let fds: Vec<BorrowedFd<'_>> = bells.iter().flat_map(|(a, b)| [a.as_fd(), b.as_fd()]).collect();
+        // For each queue pair the ends that the client gets, and those that stay here.
+        let mut theirs: Vec<OwnedFd> = Vec::with_capacity(2 * queues);
+        let mut ours: Vec<(Bell, Ringer)> = Vec::with_capacity(queues);
+        for _ in 0..queues {
+            let pairs = doorbell::pair().and_then(|to_switch| Ok((to_switch, doorbell::pair()?)));
+            let ((their_ringer, bell), (ringer, their_bell)) =
+                pairs.map_err(|e| no_memory(format!("doorbells: {e}")))?;
+            theirs.extend([their_ringer.into(), their_bell.into()]);
+            ours.push((bell, ringer));
+        }
+        let fds: Vec<BorrowedFd<'_>> = theirs.iter().map(AsFd::as_fd).collect();
         // A client that does not take the answer is gone; its connection's end follows.
         if !send(&answer, &fds) {
             return Err(Refused {
@@ -139,11 +159,10 @@ impl Ports for Switch {
                 text: "the client does not read its answer".into(),
             });
         }
-        drop(fds);
         let parts = memory
             .into_iter()
-            .zip(bells)
-            .map(|(m, (to_switch, to_client))| (m, to_switch, to_client));
+            .zip(ours)
+            .map(|(m, (bell, ringer))| (m, bell, ringer));
         // SAFETY: the rings are this port's, just emptied, and there is no other session: the last one was released.
         let session = Arc::new(unsafe { Session::new(index, parts.collect()) });
         let total = |counter| self.parts.segment.total(index.into(), counter);
@@ -168,7 +187,7 @@ impl Ports for Switch {
     }
 
     fn release(&mut self, client: ClientId, hello: &Hello) {
-        ethdev::forget_secondaries(&ethdev::eal_runtime_dir());
+        ethdev::leave_ipc(&ethdev::eal_runtime_dir());
         let port = hello.port;
         if self.clients.claims.get(&port).is_none_or(|c| c.client != client) {
             // It never got as far as its rings.

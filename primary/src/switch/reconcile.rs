@@ -278,7 +278,7 @@ impl Switch {
             return Err(format!("device '{device}' is interface {}'s already", other.name));
         }
         // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
-        ethdev::forget_secondaries(&ethdev::eal_runtime_dir());
+        ethdev::leave_ipc(&ethdev::eal_runtime_dir());
         let mut device = Ethdev::attach(devargs).map_err(|e| e.to_string())?;
         let setup = Setup {
             tx_queues: setup.tx_queues.max(self.parts.pmds.count() as u16),
