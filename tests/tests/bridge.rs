@@ -6,9 +6,10 @@ use vswitch_tests::{Bare, Frame, Switch};
 
 const GROUP: Mac = [1, 0, 0x5e, 0, 0, 5];
 
+/// Clients end before their switch.
 struct Net {
-    switch: Switch,
     clients: Vec<Bare>,
+    switch: Switch,
 }
 
 impl Net {

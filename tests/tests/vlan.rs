@@ -4,9 +4,10 @@ use vswitch_common::stats::Counter;
 use vswitch_tests::frames::{BROADCAST, mac};
 use vswitch_tests::{Bare, Frame, Switch};
 
+/// Clients end before their switch.
 struct Net {
-    switch: Switch,
     clients: Vec<Bare>,
+    switch: Switch,
 }
 
 impl Net {

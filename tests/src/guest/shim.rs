@@ -66,3 +66,11 @@ fn launch(port: u16, queues: u16, socket: &Path, rundir: &Path, log: &Path) -> C
         .env_remove("RUNTIME_DIRECTORY");
     Child::start(&mut command, log)
 }
+
+impl Drop for Shim {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("---- the shim's log ----\n{}", self.child.log());
+        }
+    }
+}

@@ -1,0 +1,278 @@
+//! A guest without a VM: testpmd's virtio-user, behind a real shim, on a port of the switch.
+
+use std::time::{Duration, Instant};
+
+use vswitch_common::stats::Counter;
+use vswitch_tests::bare::Traffic;
+use vswitch_tests::frames::{Mac, mac};
+use vswitch_tests::guest::{Shim, Testpmd};
+use vswitch_tests::{Bare, Frame, Switch, eventually, wait};
+
+/// testpmd's macswap sends each frame back with its addresses exchanged; the guest's own address is whatever we say.
+const GUEST: Mac = mac(2);
+
+/// Each ends before what it stands on.
+struct Net {
+    client: Bare,
+    shim: Shim,
+    guest: Testpmd,
+    switch: Switch,
+}
+
+impl Net {
+    /// A bare client on port 1, a guest that sends everything back on port 2.
+    #[track_caller]
+    fn new(queues: u16, mode: &str, more: &[&str]) -> Net {
+        let switch = Switch::with_ports(&[1, 2]);
+        let mut guest = Testpmd::start(&switch, "guest", queues, mode, more);
+        let shim = Shim::start(&switch, 2, queues, guest.socket());
+        guest.forward();
+        let client = Bare::attached_queues(&switch, 1, queues);
+        eventually("the shim attaches", || switch.port("dpdkr2").info.link);
+        Net {
+            switch,
+            client,
+            shim,
+            guest,
+        }
+    }
+
+    /// Sends one frame until it comes back: the guest's driver is ready from then on. How long that took.
+    #[track_caller]
+    fn wait_for_echo(&mut self) -> Duration {
+        let start = Instant::now();
+        let frame = Frame::marked(GUEST, mac(1), 0xee, 60);
+        let came = wait::within(wait::PATIENCE, || {
+            self.client.send(std::slice::from_ref(&frame));
+            !self.client.collect(1, Duration::from_millis(20)).is_empty()
+        });
+        assert!(
+            came,
+            "no echo; {}\nthe guest:\n{}",
+            self.switch.counters(),
+            self.guest.log()
+        );
+        let took = start.elapsed();
+        // Those sent in vain may be late only.
+        while !self.client.collect(64, Duration::from_millis(60)).is_empty() {}
+        took
+    }
+
+    fn plan(&self, count: u64) -> Traffic {
+        Traffic {
+            destination: GUEST,
+            send: count,
+            receive: count,
+            echo: true,
+            window: 128,
+            ..Traffic::default()
+        }
+    }
+}
+
+fn swapped(frame: &Frame) -> Frame {
+    let mut frame = frame.clone();
+    frame.bytes[..12].rotate_left(6);
+    frame
+}
+
+/// Every length from 60 to 1514 bytes, there and back through shim, virtqueues and guest, byte for byte.
+#[test]
+fn every_length_there_and_back() {
+    const COUNT: u64 = 100_000;
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    let frames: Vec<Frame> = (60..=1514)
+        .map(|len| Frame::marked(GUEST, mac(1), len as u8, len))
+        .collect();
+    for some in frames.chunks(50) {
+        net.client.send(some);
+        let back: Vec<Frame> = some.iter().map(swapped).collect();
+        assert_eq!(net.client.receive(back.len()), back);
+    }
+    net.client.start_traffic(&net.plan(COUNT));
+    let report = net.client.report();
+    println!("{COUNT} frames there and back in {} ms", report.ms);
+    report.assert_all(COUNT);
+    for counter in [
+        Counter::GuestTxBadHeader,
+        Counter::GuestBrokenQueues,
+        Counter::GuestRxTooLong,
+    ] {
+        assert_eq!(net.switch.count("dpdkr2", counter), 0, "{}", counter.name());
+    }
+    net.switch.assert_frames_accounted();
+}
+
+/// Tagged frames, and more than fits the ring buffers of a lazy driver, pass as they are.
+#[test]
+fn tags_reach_the_guest_and_come_back() {
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    let plain = Frame::marked(GUEST, mac(1), 7, 300);
+    for frame in [
+        plain.clone().tagged(5),
+        plain.clone().tagged(6).service_tagged(7),
+        plain.clone(),
+    ] {
+        net.client.send(std::slice::from_ref(&frame));
+        net.client.expect(&[swapped(&frame)]);
+    }
+    net.switch.vsctl("set Port dpdkr2 tag=5");
+    net.client.send(&[plain.clone().tagged(5)]);
+    net.client.expect(&[swapped(&plain).tagged(5)]);
+    net.client.send(std::slice::from_ref(&plain));
+    net.client.expect_nothing();
+}
+
+#[test]
+fn several_queue_pairs() {
+    const COUNT: u64 = 40_000;
+    let mut net = Net::new(2, "macswap", &[]);
+    net.wait_for_echo();
+    let plan = Traffic {
+        window: 64,
+        ..net.plan(COUNT)
+    };
+    net.client.start_traffic(&plan);
+    let report = net.client.report();
+    report.assert_all(COUNT);
+    let polled = net.switch.appctl("dpif-netdev/pmd-rxq-show");
+    assert_eq!(polled.matches("port: dpdkr2").count(), 2, "{polled}");
+    net.switch.assert_frames_accounted();
+}
+
+/// A guest that sends for all it is worth: what the client misses was counted as dropped.
+#[test]
+fn a_guest_that_only_sends() {
+    let mut net = Net::new(1, "txonly", &["--txpkts=64", "--eth-peer=0,02:00:00:00:00:01"]);
+    let frames = net.client.receive(100);
+    assert!(
+        frames.iter().all(|f| f.len() == 64 && f.destination() == mac(1)),
+        "{:?}",
+        frames[0]
+    );
+    eventually("many frames came", || {
+        net.switch.count("dpdkr2", Counter::RxPackets) > 50_000
+    });
+    net.guest.command("stop");
+    let mut before = 0;
+    eventually("all has come to rest", || {
+        let now = net.switch.count("dpdkr2", Counter::RxPackets);
+        std::thread::sleep(Duration::from_millis(50));
+        std::mem::replace(&mut before, now) == now
+    });
+    net.switch.assert_frames_accounted();
+}
+
+/// The shim killed, again and again: the guest's virtqueues go on with the next one, and no buffer is lost.
+#[test]
+fn a_killed_shim_is_replaced() {
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    for round in 0..5 {
+        let plan = Traffic {
+            seconds: 1,
+            rate: 20_000,
+            window: 0,
+            ..net.plan(u64::MAX)
+        };
+        net.client.start_traffic(&plan);
+        std::thread::sleep(Duration::from_millis(200));
+        net.shim.process().kill();
+        let start = Instant::now();
+        net.shim.restart();
+        eventually("the next one attaches", || {
+            net.switch.count("dpdkr2", Counter::Attached) == round + 2
+        });
+        println!("attached again after {:?}", start.elapsed());
+        let report = net.client.report();
+        assert_eq!(
+            (report.doubled, report.late, report.altered),
+            (0, 0, 0),
+            "{report:?}"
+        );
+        println!("outage {} ms", report.gap_us / 1000);
+        net.wait_for_echo();
+    }
+    const COUNT: u64 = 20_000;
+    net.client.start_traffic(&net.plan(COUNT));
+    net.client.report().assert_all(COUNT);
+}
+
+/// The switch killed: the shim notices, and attaches to the next one by itself; the guest goes on.
+#[test]
+fn a_killed_switch_is_replaced_under_a_guest() {
+    const COUNT: u64 = 20_000;
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    for _ in 0..3 {
+        net.switch.kill();
+        net.client.kill();
+        net.switch.restart();
+        let start = Instant::now();
+        eventually("the shim attaches", || net.switch.port("dpdkr2").info.link);
+        println!(
+            "the shim attached {:?} after the switch was ready",
+            start.elapsed()
+        );
+        net.client = Bare::attached(&net.switch, 1);
+        net.wait_for_echo();
+        assert!(net.shim.process().ended().is_none(), "it is the same shim");
+    }
+    net.client.start_traffic(&net.plan(COUNT));
+    net.client.report().assert_all(COUNT);
+}
+
+/// A shim started before its switch waits, says so once, and attaches when there is one.
+#[test]
+fn a_shim_waits_for_its_switch() {
+    let mut switch = Switch::with_ports(&[1, 2]);
+    switch.end();
+    let mut guest = Testpmd::start(&switch, "guest", 1, "macswap", &[]);
+    let mut shim = Shim::start(&switch, 2, 1, guest.socket());
+    // The guest is served without a switch.
+    guest.forward();
+    shim.process().wait_for_log("no switch running at");
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(shim.process().log().matches("no switch running").count(), 1);
+    switch.restart();
+    eventually("the shim attaches", || switch.port("dpdkr2").info.link);
+    let client = Bare::attached(&switch, 1);
+    let mut net = Net {
+        switch,
+        client,
+        shim,
+        guest,
+    };
+    net.wait_for_echo();
+}
+
+/// With guest and shim gone by SIGKILL, every mbuf is back.
+#[test]
+fn a_dead_guest_costs_no_buffer() {
+    let switch = Switch::with_ports(&[1, 2]);
+    let free = switch.free_mbufs();
+    let mut guest = Testpmd::start(&switch, "guest", 1, "macswap", &[]);
+    let mut shim = Shim::start(&switch, 2, 1, guest.socket());
+    guest.forward();
+    let mut client = Bare::attached(&switch, 1);
+    eventually("the shim attaches", || switch.port("dpdkr2").info.link);
+    client.start_traffic(&Traffic {
+        destination: GUEST,
+        send: u64::MAX,
+        receive: u64::MAX,
+        echo: true,
+        window: 0,
+        rate: 50_000,
+        seconds: 1,
+        ..Traffic::default()
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    drop(guest);
+    let report = client.report();
+    assert!(report.altered + report.doubled + report.late == 0, "{report:?}");
+    shim.process().kill();
+    client.kill();
+    switch.wait_for_free_mbufs(free);
+}
