@@ -14,6 +14,19 @@ build_packages=(
     openvswitch-switch:/usr/bin/ovs-vsctl
 )
 
+# What the patched QEMU needs to run: its build installs this, but a cached one
+# may meet a machine that never built it.
+lib=/usr/lib/x86_64-linux-gnu
+vm_packages=(
+    libglib2.0-0:$lib/libglib-2.0.so.0
+    libpixman-1-0:$lib/libpixman-1.so.0
+    libpng16-16:$lib/libpng16.so.16
+    libslirp0:$lib/libslirp.so.0
+    seabios:/usr/share/seabios/bios-256k.bin
+    qemu-system-data:/usr/share/qemu/keymaps/en-us
+    ipxe-qemu:/usr/lib/ipxe/qemu/pxe-virtio.rom
+)
+
 # need_packages PACKAGE:FILE...: installs those that are missing
 need_packages() {
     local entry missing=()
