@@ -90,7 +90,7 @@ processes_naming() {
     for dir in /proc/[0-9]*; do
         pid=${dir#/proc/}
         [ "$pid" != $$ ] && [ "$pid" != "$BASHPID" ] || continue
-        line=$(tr '\0' ' ' <"$dir/cmdline" 2>/dev/null) || continue
+        { line=$(tr "\0" " " <"$dir/cmdline"); } 2>/dev/null || continue
         case $line in *"$1"*) [ -z "$(proc_started "$pid")" ] || echo "$pid $line" ;; esac
     done
 }
