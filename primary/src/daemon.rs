@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use vswitch_common::eal::{self, Eal};
@@ -108,6 +109,7 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     })?;
     let _second_pidfile = args.pidfile.as_deref().map(Pidfile::create).transpose()?;
     let signals = block_signals()?;
+    raise_descriptor_limit();
 
     let (sender, events) = channel();
     let inbox = Inbox {
@@ -173,6 +175,14 @@ fn make_dir(dir: &Path) -> anyhow::Result<()> {
         .mode(0o755)
         .create(dir)
         .with_context(|| format!("run-time directory {}", dir.display()))
+}
+
+/// Each client takes a few descriptors, and the usual soft limit of 1024 is for the sake of select(2).
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        // A failure leaves the limit as it was.
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
 }
 
 fn block_signals() -> anyhow::Result<SignalFd> {
@@ -263,7 +273,15 @@ fn start_datapath(
     let Some(stats) = PortBlock::claim(&segment, 0) else {
         bail!("the counters are in use")
     };
-    let pmds = Pmds::new(eal, publisher.clone(), ledger.clone(), segment.clone(), clock);
+    let cpus = eal_config.cpus.clone().unwrap_or_else(cpus::allowed);
+    let pmds = Pmds::new(
+        eal,
+        publisher.clone(),
+        ledger.clone(),
+        segment.clone(),
+        clock,
+        cpus,
+    );
     let admission = Admission {
         file_prefix: prefix.clone(),
         runtime_dir: std::env::var("RUNTIME_DIRECTORY").unwrap_or_default(),
@@ -323,6 +341,7 @@ fn serve(
     client: &Client,
 ) -> Option<Reply> {
     let mut next_tick = Instant::now() + TICK;
+    let mut pending: Option<SwitchConfig> = None;
     loop {
         let deadline = server.deadline().map_or(next_tick, |d| d.min(next_tick));
         if let Err(e) = wait(signals, inbox, server.descriptors(), Some(deadline)) {
@@ -334,10 +353,7 @@ fn serve(
         }
         while let Ok(event) = events.try_recv() {
             match event {
-                Event::Database(DbEvent::Config(config)) => {
-                    switch.configure(config);
-                    client.publish(switch.status());
-                }
+                Event::Database(DbEvent::Config(config)) => pending = Some(config),
                 Event::Database(event) => log_database(&event),
                 Event::Command { name, args, reply } => reply.send(switch.command(name, &args)),
                 Event::Exit(reply) => return Some(reply),
@@ -348,7 +364,16 @@ fn serve(
             switch.tick();
             client.publish(switch.status());
         }
-        server.work(switch);
+        // A new configuration may allocate, and a client inside EAL's initialisation may hold the allocator's locks,
+        // perhaps for ever: so it waits for the present turn's end, and the next turn waits for it.
+        server.work(switch, pending.is_none());
+        if !server.turn_is_taken()
+            && let Some(config) = pending.take()
+        {
+            switch.configure(config);
+            client.publish(switch.status());
+            server.work(switch, true);
+        }
         for (id, notice) in switch.take_notices() {
             match notice {
                 Notice::Evicted(why) => server.evict(id, &why),
@@ -423,7 +448,7 @@ fn say_goodbye(switch: &mut Switch, server: &mut Server) {
     }
     let until = Instant::now() + FAREWELL;
     while !switch.attached_clients().is_empty() && Instant::now() < until {
-        server.work(switch);
+        server.work(switch, false);
         std::thread::sleep(Duration::from_millis(5));
     }
 }

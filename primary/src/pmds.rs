@@ -25,6 +25,8 @@ pub struct Pmds {
     segment: Arc<Segment>,
     clock: Clock,
     lcores: Vec<u32>,
+    /// Where a thread runs that is not pinned.
+    cpus: Vec<usize>,
     running: Vec<Thread>,
 }
 
@@ -43,6 +45,7 @@ impl Pmds {
         ledger: Arc<Ledger>,
         segment: Arc<Segment>,
         clock: Clock,
+        cpus: Vec<usize>,
     ) -> Pmds {
         let lcores = eal.worker_lcores();
         Pmds {
@@ -52,6 +55,7 @@ impl Pmds {
             segment,
             clock,
             lcores,
+            cpus,
             running: Vec::new(),
         }
     }
@@ -96,7 +100,7 @@ impl Pmds {
                 }
             }
             let thread = &mut self.running[number];
-            let set = cpu.map_or_else(cpus::allowed, |c| vec![c]);
+            let set = cpu.map_or_else(|| self.cpus.clone(), |c| vec![c]);
             if let Err(e) = cpus::pin(thread.control.tid.load(Ordering::Acquire), &set) {
                 log::error!(
                     "PMD thread {number} can't be pinned to CPU {}: {e}",
@@ -122,7 +126,9 @@ impl Pmds {
             clock: self.clock,
             control: control.clone(),
         };
+        self.publisher.starting(number);
         if let Err(e) = self.eal.launch(lcore, Box::new(move || pmd.run())) {
+            self.publisher.stopped(number);
             log::error!("PMD thread {number} does not start: {e}");
             return None;
         }

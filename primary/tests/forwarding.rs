@@ -258,8 +258,8 @@ impl Mode {
         match self {
             Mode::Access(tag) => (vlan == *tag).then_some(false),
             Mode::Trunk(trunks) => Self::carries(trunks, vlan).then_some(vlan != 0),
-            Mode::Native { tag, tagged, .. } if vlan == *tag => Some(*tagged),
-            Mode::Native { trunks, .. } => (vlan != 0 && Self::carries(trunks, vlan)).then_some(true),
+            Mode::Native { tag, tagged, .. } if vlan == *tag => Some(*tagged && vlan != 0),
+            Mode::Native { trunks, .. } => Self::carries(trunks, vlan).then_some(vlan != 0),
         }
     }
 }

@@ -33,7 +33,9 @@ use super::process::Process;
 use super::{ClientId, Ports, Refused};
 
 /// Connections held at a time; the oldest silent one makes room.
-const MAX_CONNECTIONS: usize = 1024;
+const MAX_CONNECTIONS: usize = 256;
+/// Connections accepted before those that are there have their turn.
+const ACCEPTED_AT_ONCE: usize = 32;
 /// Messages read from a connection before the next one has its turn.
 const MESSAGES_AT_ONCE: usize = 8;
 /// Time for the first word.
@@ -146,8 +148,13 @@ impl Server {
             .min()
     }
 
-    /// Does all that can be done now. Never blocks.
-    pub fn work(&mut self, ports: &mut impl Ports) {
+    /// May a client be inside EAL's initialisation now, where it holds locks that DPDK's allocator takes as well?
+    pub fn turn_is_taken(&self) -> bool {
+        self.turn.is_some()
+    }
+
+    /// Does all that can be done now; lets another client initialise EAL if `admit`. Never blocks.
+    pub fn work(&mut self, ports: &mut impl Ports, admit: bool) {
         // Those on their way out first: who comes after them may want their port.
         let ids: Vec<ClientId> = self.connections.keys().copied().collect();
         for id in ids {
@@ -155,40 +162,49 @@ impl Server {
         }
         self.reap(ports);
         self.accept();
-        self.give_turn(ports);
+        if admit {
+            self.give_turn(ports);
+        }
     }
 
     fn accept(&mut self) {
-        while let Ok(fd) = accept4(
-            self.listener.as_raw_fd(),
-            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        ) {
-            // SAFETY: a fresh descriptor that nobody else owns.
-            let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-            if self.connections.len() >= MAX_CONNECTIONS {
-                let silent = self
-                    .connections
-                    .iter()
-                    .find(|(_, c)| matches!(c.stage, Stage::Silent { .. }));
-                match silent.map(|(id, _)| *id) {
-                    Some(id) => drop(self.connections.remove(&id)),
-                    None => continue,
-                }
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        // Bounded: clients that only ever connect must not keep the others waiting.
+        for _ in 0..ACCEPTED_AT_ONCE {
+            if self.connections.len() >= MAX_CONNECTIONS && !self.drop_oldest_silent() {
+                return;
             }
-            let process = Process::of_peer(socket.as_fd());
-            let stage = Stage::Silent {
-                until: Instant::now() + HELLO_TIME,
-            };
-            self.connections.insert(
-                ClientId(self.next),
-                Connection {
-                    socket,
-                    process,
-                    stage,
-                },
-            );
-            self.next += 1;
+            match accept4(self.listener.as_raw_fd(), flags) {
+                Ok(fd) => {
+                    // SAFETY: a fresh descriptor that nobody else owns.
+                    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+                    let stage = Stage::Silent {
+                        until: Instant::now() + HELLO_TIME,
+                    };
+                    self.connections.insert(
+                        ClientId(self.next),
+                        Connection {
+                            socket,
+                            process: None,
+                            stage,
+                        },
+                    );
+                    self.next += 1;
+                }
+                Err(Errno::EMFILE | Errno::ENFILE) if self.drop_oldest_silent() => {}
+                Err(_) => return,
+            }
         }
+    }
+
+    /// Makes room; false where every connection has said hello.
+    fn drop_oldest_silent(&mut self) -> bool {
+        let silent = self
+            .connections
+            .iter()
+            .find(|(_, c)| matches!(c.stage, Stage::Silent { .. }));
+        let id = silent.map(|(id, _)| *id);
+        id.is_some_and(|id| self.connections.remove(&id).is_some())
     }
 
     /// Reads what client `id` has sent.
@@ -223,6 +239,7 @@ impl Server {
         };
         match (message, &connection.stage) {
             (Message::Hello(hello), Stage::Silent { .. }) => {
+                connection.process = Process::of_peer(connection.socket.as_fd());
                 connection.stage = Stage::Waiting(hello);
                 self.waiting.push_back(id);
             }
@@ -352,28 +369,25 @@ impl Server {
                     );
                     self.end(id);
                 }
-                Stage::Ending { kill_at, hello, .. } => {
-                    let hello = *hello;
+                Stage::Ending { kill_at, hello, open } => {
+                    let (hello, open) = (*hello, *open);
+                    let overdue = kill_at.is_some_and(|at| at <= now);
                     match &connection.process {
-                        Some(process) if !process.is_dead() => {
-                            if kill_at.is_some_and(|at| at <= now) {
-                                let pid = process.pid();
-                                log::warn!(
-                                    "port {}: client process {pid} goes on without its connection; killed",
-                                    hello.port
-                                );
-                                if !process.kill() {
-                                    log::error!(
-                                        "port {}: process {pid} can't be killed; the port waits for its end",
-                                        hello.port
-                                    );
-                                }
-                                *kill_at = None;
-                            }
+                        Some(process) if process.is_dead() => self.release(id, &hello, ports),
+                        Some(process) if overdue => {
+                            *kill_at = None;
+                            kill(process, hello.port);
                         }
-                        // Dead, or a process the kernel does not show us: then the closed socket has to do.
-                        _ => self.release(id, &hello, ports),
+                        // A process that the kernel does not show us: its closed socket has to do.
+                        None if !open => self.release(id, &hello, ports),
+                        _ => {}
                     }
+                }
+                // Its process has ended though somebody else keeps the connection open.
+                Stage::Initialising { .. } | Stage::Attached(_)
+                    if connection.process.as_ref().is_some_and(Process::is_dead) =>
+                {
+                    self.hang_up(id);
                 }
                 _ => {}
             }
@@ -489,6 +503,15 @@ fn unreadable(why: Malformed) -> Refused {
             reason: Reason::Malformed,
             text: format!("malformed message on the attach socket: {other}"),
         },
+    }
+}
+
+/// Ends a process that goes on without its connection.
+fn kill(process: &Process, port: u16) {
+    let pid = process.pid();
+    log::warn!("port {port}: client process {pid} goes on without its connection; killed");
+    if !process.kill() {
+        log::error!("port {port}: process {pid} can't be killed; the port waits for its end");
     }
 }
 

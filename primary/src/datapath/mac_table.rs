@@ -21,6 +21,10 @@ pub const DEFAULT_AGING: u32 = 300;
 /// Entries by default, as in Open vSwitch.
 pub const DEFAULT_SIZE: usize = 8192;
 
+/// Bounds of what may be asked for, as in Open vSwitch.
+pub const LEAST_SIZE: usize = 10;
+pub const GREATEST_SIZE: usize = 1_000_000;
+
 /// (VLAN, MAC) as the table keeps it; never zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Key(u64);
@@ -75,9 +79,15 @@ impl Value {
         self.0 & Self::FIXED != 0
     }
 
+    /// Seconds since it was seen. Another thread's second may be ahead of this one's by a moment.
+    #[inline]
+    fn age(self, now: u32) -> u32 {
+        (now.wrapping_sub(self.seen()) as i32).max(0) as u32
+    }
+
     #[inline]
     fn expired(self, now: u32, aging: u32) -> bool {
-        !self.fixed() && now.wrapping_sub(self.seen()) as i32 > aging as i32
+        !self.fixed() && self.age(now) > aging
     }
 }
 
@@ -145,7 +155,7 @@ struct Writer {
 impl MacTable {
     /// A table for at most `capacity` addresses, each forgotten `aging` seconds after it was last seen.
     pub fn new(capacity: usize, aging: u32) -> MacTable {
-        let capacity = capacity.clamp(8, 1 << 22);
+        let capacity = capacity.clamp(LEAST_SIZE, GREATEST_SIZE);
         // At most half full, so that two buckets of four nearly never overflow.
         let count = (capacity / 2).next_power_of_two().max(2);
         let mut seed = [0; 8];
@@ -374,7 +384,7 @@ impl MacTable {
                     port: value.port(),
                     vlan: key.vlan(),
                     mac: key.mac(),
-                    age: (!value.fixed()).then(|| now.wrapping_sub(value.seen())),
+                    age: (!value.fixed()).then(|| value.age(now)),
                 })
             })
             .collect();
@@ -409,12 +419,7 @@ type Rank = (bool, u32);
 fn rank(slot: &Slot, heaviest: Option<u16>, now: u32) -> Option<(&Slot, Rank)> {
     let value = Value(slot.value.load(Ordering::Relaxed));
     let used = slot.key.load(Ordering::Relaxed) != 0 && !value.fixed();
-    used.then(|| {
-        (
-            slot,
-            (Some(value.port()) == heaviest, now.wrapping_sub(value.seen())),
-        )
-    })
+    used.then(|| (slot, (Some(value.port()) == heaviest, value.age(now))))
 }
 
 impl Writer {

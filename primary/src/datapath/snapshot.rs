@@ -131,6 +131,11 @@ impl Publisher {
         (snapshot, generation)
     }
 
+    /// PMD thread `thread` is about to start: whoever publishes from here on waits for it.
+    pub fn starting(&self, thread: usize) {
+        self.threads[thread].seen.store(0, Ordering::Release);
+    }
+
     /// PMD thread `thread` stops: nobody waits for it any more.
     pub fn stopped(&self, thread: usize) {
         self.threads[thread].seen.store(STOPPED, Ordering::Release);

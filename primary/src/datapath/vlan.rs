@@ -117,8 +117,13 @@ impl VlanPolicy {
     pub fn egress(&self, vlan: u16) -> Egress {
         if self.egress_untagged == Some(vlan) {
             Egress::Untagged
-        } else if vlan != 0 && self.tagged.contains(vlan) {
-            Egress::Tagged
+        } else if self.tagged.contains(vlan) {
+            // VLAN 0 has no tag to leave with.
+            if vlan == 0 {
+                Egress::Untagged
+            } else {
+                Egress::Tagged
+            }
         } else {
             Egress::Absent
         }

@@ -14,7 +14,7 @@ use super::clients::PortMemory;
 use super::kind::Kind;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
 use crate::attach::{Notice, Refused};
-use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, MacTable};
+use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, GREATEST_SIZE, LEAST_SIZE, MacTable};
 use crate::datapath::port::{EthdevIo, PortIndex};
 use crate::datapath::vlan::VlanPolicy;
 
@@ -40,7 +40,10 @@ impl Switch {
             })
             .collect();
         self.remove_unwanted(&wanted);
-        for wanted in wanted.values() {
+        // Those that ask for a number first, so that no other port is given it.
+        let mut order: Vec<&Wanted<'_>> = wanted.values().collect();
+        order.sort_by_key(|w| !w.asks_for_a_number());
+        for wanted in order {
             self.configure_port(wanted);
         }
         self.publish();
@@ -74,6 +77,7 @@ impl Switch {
             };
             let aging = number("mac-aging-time", DEFAULT_AGING).clamp(15, 3600);
             let size = number("mac-table-size", DEFAULT_SIZE as u32) as usize;
+            let size = size.clamp(LEAST_SIZE, GREATEST_SIZE);
             let mac = bridge_mac(bridge);
             let id = bridge
                 .other_config
@@ -95,7 +99,7 @@ impl Switch {
                     forward_reserved,
                     table: Arc::new(MacTable::new(size, aging)),
                 });
-            if state.table.capacity() != size.max(8) {
+            if state.table.capacity() != size {
                 state.table = Arc::new(MacTable::new(size, aging));
             }
             state.table.set_aging(aging);
@@ -155,8 +159,15 @@ impl Switch {
 
     fn configure_port(&mut self, wanted: &Wanted<'_>) {
         let (vlan, mtu) = (wanted.vlan(), wanted.mtu());
+        let asked = wanted
+            .interface
+            .ofport_request
+            .filter(|n| self.ofport_is_free(&wanted.bridge.name, *n));
         if let Some(state) = self.ports.get_mut(&wanted.interface.name) {
             state.uuid = wanted.interface.uuid;
+            if let (Some(ofport), Some(_)) = (asked, state.index()) {
+                state.ofport = ofport;
+            }
             if state.vlan != vlan {
                 log::info!("bridge {}: VLANs of port {} changed", state.bridge, state.name);
                 state.vlan = vlan;
@@ -295,6 +306,14 @@ impl Switch {
         })
     }
 
+    fn ofport_is_free(&self, bridge: &str, number: u16) -> bool {
+        (1..=65279).contains(&number)
+            && !self
+                .ports
+                .values()
+                .any(|p| p.bridge == bridge && p.ofport == number)
+    }
+
     /// The number asked for, else that of a historic name, else the lowest one free on the bridge.
     fn choose_ofport(&self, wanted: &Wanted<'_>, kind: &Kind, backend: &Backend) -> u16 {
         if matches!(backend, Backend::Failed(_)) {
@@ -303,13 +322,7 @@ impl Switch {
         if *kind == Kind::Local {
             return LOCAL;
         }
-        let free = |n: &u16| {
-            (1..=65279).contains(n)
-                && !self
-                    .ports
-                    .values()
-                    .any(|p| p.bridge == wanted.bridge.name && p.ofport == *n)
-        };
+        let free = |n: &u16| self.ofport_is_free(&wanted.bridge.name, *n);
         let asked = wanted.interface.ofport_request.filter(free);
         let historic = Kind::preferred_ofport(&wanted.interface.name).filter(free);
         asked.or(historic).or_else(|| (1..=65279).find(free)).unwrap_or(0)
@@ -336,6 +349,10 @@ impl Wanted<'_> {
             return Err("vlan_mode=dot1q-tunnel is not supported".into());
         }
         Kind::of(self.interface, &self.bridge.name)
+    }
+
+    fn asks_for_a_number(&self) -> bool {
+        self.interface.ofport_request.is_some() || Kind::preferred_ofport(&self.interface.name).is_some()
     }
 
     fn mtu(&self) -> u16 {
