@@ -14,6 +14,7 @@ use vswitch_common::port::message::Hello;
 use vswitch_common::rundir;
 
 use crate::config::Config;
+use crate::sandbox::Sandbox;
 
 /// Between two looks for a switch.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -45,11 +46,11 @@ pub struct Attach {
 }
 
 impl Attach {
-    /// Starts looking for the switch.
+    /// Starts looking for the switch, on a thread that enters `sandbox` when it has attached.
     ///
     /// # Errors
     /// The process is out of threads or descriptors.
-    pub fn start(config: &Config) -> io::Result<Attach> {
+    pub fn start(config: &Config, sandbox: Sandbox) -> io::Result<Attach> {
         let wake = Arc::new(EventFd::from_value_and_flags(
             0,
             EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK,
@@ -57,6 +58,7 @@ impl Attach {
         let (sender, progress) = channel();
         let worker = Worker {
             config: config.clone(),
+            sandbox,
             sender,
             wake: Arc::clone(&wake),
             said: HashSet::new(),
@@ -83,6 +85,7 @@ impl AsFd for Attach {
 
 struct Worker {
     config: Config,
+    sandbox: Sandbox,
     sender: Sender<Progress>,
     wake: Arc<EventFd>,
     /// What the user has been told already.
@@ -136,7 +139,15 @@ impl Worker {
             ));
         }
         match turn.init_eal("dpdk-qemu-shim", &self.config.eal_args()) {
-            Ok(attachment) => Progress::Attached(Box::new(attachment)),
+            // Before the first frame moves.
+            Ok(attachment) => match self
+                .sandbox
+                .confine_others()
+                .and_then(|()| self.sandbox.confine_this())
+            {
+                Ok(()) => Progress::Attached(Box::new(attachment)),
+                Err(why) => Progress::Failed(why.to_string()),
+            },
             Err(AttachError::Eal(why)) => Progress::Failed(why.to_string()),
             Err(why) => {
                 self.say(why.to_string());

@@ -42,6 +42,15 @@ struct Args {
     /// Run-time directory of the switch [default: $OVS_RUNDIR, else /run/dpdk-vswitchd for root]
     #[arg(long, value_name = "DIR")]
     rundir: Option<PathBuf>,
+    /// End when the switch does, for whoever starts this program again; without it, it starts anew by itself
+    #[arg(long)]
+    once: bool,
+    /// Keep capabilities, files and system calls: for debugging
+    #[arg(long)]
+    no_sandbox: bool,
+    /// Process that starts this one anew
+    #[arg(long, value_name = "PID", hide = true)]
+    supervisor: Option<i32>,
     /// Say more; twice for details
     #[arg(short, long, action = clap::ArgAction::Count)]
     verbose: u8,
@@ -68,6 +77,12 @@ pub struct Config {
     pub carrier_fd: Option<RawFd>,
     pub vm_name: String,
     pub rundir: PathBuf,
+    /// End with the switch, rather than start anew.
+    pub once: bool,
+    /// Give up what a running shim does not need.
+    pub sandbox: bool,
+    /// The process that starts this one anew.
+    pub supervisor: Option<i32>,
     pub log: log::LevelFilter,
     pub eal: EalArgs,
     /// CPUs of this machine.
@@ -123,6 +138,9 @@ impl Config {
             carrier_fd: own.carrier_fd,
             vm_name: own.vm_name,
             rundir: rundir::resolve(own.rundir.as_deref()),
+            once: own.once,
+            sandbox: !own.no_sandbox,
+            supervisor: own.supervisor,
             log,
             eal: EalArgs::parse(&eal, online)?,
             online: online.clone(),
@@ -132,6 +150,11 @@ impl Config {
     /// Does this process end with its parent's connection, rather than start anew?
     pub fn is_child(&self) -> bool {
         self.carrier_fd.is_some() || matches!(self.frontend, Frontend::Fd(_))
+    }
+
+    /// Is this process to be a supervisor, which starts the one that serves the port?
+    pub fn supervises(&self) -> bool {
+        !self.is_child() && !self.once && self.supervisor.is_none()
     }
 
     /// Arguments for EAL, but for those that the switch decides: one lcore that may run wherever this process may,
@@ -180,6 +203,16 @@ mod tests {
             config.eal_args(),
             ["--lcores=0@(0-7)", "--no-telemetry", "--log-level=5"]
         );
+    }
+
+    #[test]
+    fn who_starts_it_anew() {
+        let supervises = |line: &str| parse(line).unwrap().supervises();
+        assert!(supervises("shim --port 2 --socket /s"));
+        assert!(!supervises("shim --port 2 --socket /s --once"));
+        assert!(!supervises("shim --port 2 --socket /s --supervisor 7"));
+        assert!(!supervises("shim --port 2 --socket /s --carrier-fd 7"));
+        assert!(!supervises("shim --port 2 --socket-fd 5"));
     }
 
     #[test]

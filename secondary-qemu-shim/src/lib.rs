@@ -6,6 +6,7 @@
 //! | [`service`] | the control thread: what happens when |
 //! | [`attach`] | waiting for the switch, and attaching to it |
 //! | [`carrier`], [`inherited`] | telling QEMU the link state; the descriptors it passes |
+//! | [`sandbox`], [`supervisor`] | what the process gives up; who starts it anew |
 //! | [`backend`] | vhost-user messages and the device they set up |
 //! | [`pump`] | the threads that move frames |
 //! | [`port`] | the pumps' other side: the switch, or a test |
@@ -25,5 +26,7 @@ pub mod inherited;
 pub mod net_header;
 pub mod port;
 pub mod pump;
+pub mod sandbox;
 pub mod service;
+pub mod supervisor;
 pub mod virtqueue;

@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 use std::io::Write as _;
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use dpdk_qemu_shim::config::{Config, ConfigError};
 use dpdk_qemu_shim::cpus;
 use dpdk_qemu_shim::service::{self, Ending, ServiceError};
+use dpdk_qemu_shim::supervisor;
 
 /// Tells QEMU that another try is of no use until somebody changes something (sysexits.h).
 const EX_CONFIG: u8 = 78;
@@ -32,9 +32,21 @@ fn main() -> ExitCode {
         .filter_level(config.log)
         .format(move |out, record| writeln!(out, "dpdk-qemu-shim: port {port}: {}", record.args()))
         .init();
+    if config.supervises() {
+        return supervisor::run(&args).unwrap_or_else(|why| {
+            eprintln!("dpdk-qemu-shim: port {port}: {why}");
+            ExitCode::FAILURE
+        });
+    }
+    if let Some(parent) = config.supervisor
+        && let Err(why) = supervisor::follow(parent)
+    {
+        eprintln!("dpdk-qemu-shim: port {port}: {why}");
+        return ExitCode::FAILURE;
+    }
     match service::run(&config) {
         Ok(Ending::Done) => ExitCode::SUCCESS,
-        Ok(Ending::Restart) => restart(&args),
+        Ok(Ending::Restart) => ExitCode::from(supervisor::RESTART),
         Err(error) => {
             eprintln!("dpdk-qemu-shim: {error}");
             match error {
@@ -42,30 +54,5 @@ fn main() -> ExitCode {
                 _ => ExitCode::FAILURE,
             }
         }
-    }
-}
-
-/// This program anew, in this process: EAL can be initialised only once in a program's life.
-fn restart(args: &[OsString]) -> ExitCode {
-    close_on_exec();
-    let (name, rest) = args
-        .split_first()
-        .map_or(("dpdk-qemu-shim".as_ref(), args), |(name, rest)| {
-            (name.as_os_str(), rest)
-        });
-    let error = Command::new("/proc/self/exe").arg0(name).args(rest).exec();
-    eprintln!("dpdk-qemu-shim: starting anew: {error}");
-    ExitCode::FAILURE
-}
-
-/// DPDK opens its files without close-on-exec, and the next program must not inherit the old switch's memory.
-fn close_on_exec() {
-    // SAFETY: sets a flag on descriptors; none is closed before the exec.
-    let result = unsafe { libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) };
-    if result != 0 {
-        log::warn!(
-            "descriptors stay open over the restart: {}",
-            std::io::Error::last_os_error()
-        );
     }
 }

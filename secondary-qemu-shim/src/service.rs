@@ -17,6 +17,7 @@ use crate::backend::{Connection, Device, DeviceError, Ended};
 use crate::carrier::Carrier;
 use crate::config::{Config, Frontend};
 use crate::inherited;
+use crate::sandbox::{Sandbox, SandboxError};
 
 /// Between two tries to connect to the frontend.
 const CONNECT_EVERY: Duration = Duration::from_millis(100);
@@ -39,6 +40,8 @@ pub enum ServiceError {
     Socket { fd: RawFd, why: io::Error },
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     #[error("starting to look for the switch: {0}")]
     Attach(io::Error),
     #[error("waiting for signals: {0}")]
@@ -63,13 +66,20 @@ pub fn run(config: &Config) -> Result<Ending, ServiceError> {
     mask.thread_block().map_err(ServiceError::Signals)?;
     let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)
         .map_err(ServiceError::Signals)?;
+    let sandbox = if config.sandbox {
+        Sandbox::prepare(matches!(config.frontend, Frontend::Path(_)))?
+    } else {
+        Sandbox::off()
+    };
     let pipe = config
         .carrier_fd
         .map(|fd| inherited::take(fd).map_err(|why| ServiceError::Carrier { fd, why }));
     let mut carrier = Carrier::new(pipe.transpose()?);
     carrier.set(false);
     let device = Device::new(config.port, config.queues, &config.eal)?;
-    let attach = Attach::start(config).map_err(ServiceError::Attach)?;
+    sandbox.confine_others()?;
+    // This thread starts before its parent is confined: EAL needs more than the rest.
+    let attach = Attach::start(config, sandbox).map_err(ServiceError::Attach)?;
     let device = Arc::new(Mutex::new(device));
     let frontend = match config.frontend {
         Frontend::Path(_) => None,
@@ -79,6 +89,7 @@ pub fn run(config: &Config) -> Result<Ending, ServiceError> {
             Some(connected.map_err(|why| ServiceError::Socket { fd, why })?)
         }
     };
+    sandbox.confine_this()?;
     let mut service = Service {
         config,
         carrier,
@@ -242,7 +253,7 @@ impl Service<'_> {
     }
 
     fn without_switch(&self) -> Ending {
-        if self.config.is_child() {
+        if self.config.is_child() || self.config.once {
             Ending::Done
         } else {
             Ending::Restart
@@ -260,11 +271,7 @@ impl Service<'_> {
             Event::SwitchGone => log::info!("the switch is gone"),
         }
         self.attachment = None;
-        Some(if self.config.is_child() {
-            Ending::Done
-        } else {
-            Ending::Restart
-        })
+        Some(self.without_switch())
     }
 
     /// The frontend's socket is readable.
