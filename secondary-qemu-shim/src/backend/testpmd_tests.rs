@@ -57,7 +57,7 @@ impl Testpmd {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("dpdk-testpmd is installed (on Debian: apt install dpdk)");
+            .expect("dpdk-testpmd is installed (on Debian: apt install dpdk-dev)");
         Testpmd(child)
     }
 

@@ -26,7 +26,7 @@ impl Testpmd {
     /// back to it. `more` are arguments of testpmd itself. It starts forwarding when its link is up.
     #[track_caller]
     pub fn start(switch: &Switch, name: &str, queues: u16, mode: &str, more: &[&str]) -> Testpmd {
-        prerequisites::program("dpdk-testpmd", "dpdk");
+        prerequisites::program("dpdk-testpmd", "dpdk-dev");
         prerequisites::hugepages(MEMORY_MB);
         let socket = switch.scratch().join(format!("{name}.sock"));
         let prefix = format!("{}-{name}", switch.prefix());
