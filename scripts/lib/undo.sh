@@ -119,7 +119,7 @@ undo_all() {
             fi
             left=$(switch_files "$first")
             if [ -n "$left" ]; then
-                echo "left behind: $left" >&2
+                echo "left behind: $(wc -l <<<"$left") files such as $(tail -n 1 <<<"$left")" >&2
                 while read -r file; do rm -rf "$file"; done <<<"$left"
                 bad=1
             fi ;;
