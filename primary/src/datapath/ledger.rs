@@ -127,8 +127,9 @@ impl Ledger {
     #[cold]
     fn join(&self, mut first: Mbuf, owner: Owner) -> (Option<Mbuf>, u32) {
         let checksum = first.checksum();
-        let (mut next, mut good, mut taken) = (first.next_address(), true, 1);
-        for _ in 1..first.segment_count().min(MAX_SEGMENTS) {
+        let count = first.segment_count();
+        let (mut next, mut good, mut taken) = (first.next_address(), count <= MAX_SEGMENTS, 1);
+        for _ in 1..count.min(MAX_SEGMENTS) {
             let Some(segment) = self.take(next, owner) else {
                 good = false;
                 break;
