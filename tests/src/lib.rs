@@ -13,7 +13,8 @@
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
 //!
 //! Tests here start real processes on hugepages. A missing prerequisite fails a test and says what to do; nothing
-//! is skipped.
+//! is skipped. They take `dpdk-vswitchd` and `dpdk-qemu-shim` as they find them built, and cargo builds those only with
+//! the whole workspace: `cargo nextest run -p vswitch-tests` wants `cargo build` before it.
 
 pub mod attach;
 pub mod bare;

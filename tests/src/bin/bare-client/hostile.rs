@@ -105,25 +105,25 @@ impl Client {
         Ok(String::new())
     }
 
-    /// `ring-bells COUNT`: rings every eventfd of this process, the switch's among them.
+    /// `ring-bells COUNT`: rings every doorbell of this process that it has the ringing end of. They are pipes.
     pub fn ring_bells(&mut self, mut words: Words<'_>) -> Result<String, String> {
         let count: u64 = words.number()?;
+        let is_pipe = |path: std::path::PathBuf| {
+            std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("pipe:"))
+        };
         let entries = std::fs::read_dir("/proc/self/fd").map_err(|e| e.to_string())?;
-        let eventfds: Vec<i32> = entries
+        let pipes = entries
             .flatten()
-            .filter(|e| {
-                std::fs::read_link(e.path()).is_ok_and(|to| to.to_string_lossy().contains("[eventfd]"))
-            })
-            .filter_map(|e| e.file_name().to_str()?.parse().ok())
-            .collect();
+            .filter(|e| is_pipe(e.path()))
+            .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|&fd| fd > 2);
+        // SAFETY: writes one byte to a descriptor; a reading end gives an error.
+        let ring = |fd: i32| unsafe { libc::write(fd, [1u8].as_ptr().cast(), 1) };
+        let bells: Vec<i32> = pipes.filter(|&fd| ring(fd) == 1).collect();
         for _ in 0..count {
-            for &fd in &eventfds {
-                let one = 1u64.to_ne_bytes();
-                // SAFETY: writes 8 bytes to a descriptor; a closed one gives an error.
-                unsafe { libc::write(fd, one.as_ptr().cast(), one.len()) };
-            }
+            bells.iter().for_each(|&fd| _ = ring(fd));
         }
-        Ok(eventfds.len().to_string())
+        Ok(bells.len().to_string())
     }
 }
 
