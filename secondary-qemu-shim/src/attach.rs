@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vswitch_common::port::client::{AttachError, Attachment, Connection, Turn};
-use vswitch_common::port::message::Hello;
+use vswitch_common::port::message::{Hello, Reason};
 use vswitch_common::rundir;
 
 use crate::config::Config;
@@ -83,6 +83,15 @@ impl AsFd for Attach {
     }
 }
 
+/// Is it a switch on its way out that did not answer, or said so?
+fn is_ending(why: &AttachError) -> bool {
+    match why {
+        AttachError::Gone => true,
+        AttachError::Refused { reason, .. } => *reason == Reason::ShuttingDown as u32,
+        _ => false,
+    }
+}
+
 struct Worker {
     config: Config,
     sandbox: Sandbox,
@@ -100,12 +109,16 @@ impl Worker {
             let (text, pause) = match self.turn() {
                 Ok(turn) => break turn,
                 Err(AttachError::NoSwitch { path, .. }) => (
-                    format!("no switch running at {}; waiting", path.display()),
+                    Some(format!("no switch running at {}; waiting", path.display())),
                     LOOK_EVERY,
                 ),
-                Err(why) => (format!("{why}; trying again every second"), ASK_EVERY),
+                // It ends. The next one may be here soon.
+                Err(why) if is_ending(&why) => (None, LOOK_EVERY),
+                Err(why) => (Some(format!("{why}; trying again every second")), ASK_EVERY),
             };
-            self.say(text);
+            if let Some(text) = text {
+                self.say(text);
+            }
             self.report(Progress::Waiting);
             std::thread::sleep(pause);
         };

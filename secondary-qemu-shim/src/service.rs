@@ -19,6 +19,8 @@ use crate::config::{Config, Frontend};
 use crate::inherited;
 use crate::sandbox::{Sandbox, SandboxError};
 
+/// How long QEMU may take to stop the virtqueues before its shim ends: it could not start another one meanwhile.
+const STOP_TIME: Duration = Duration::from_secs(1);
 /// Between two tries to connect to the frontend.
 const CONNECT_EVERY: Duration = Duration::from_millis(100);
 
@@ -252,11 +254,43 @@ impl Service<'_> {
         Ok(None)
     }
 
-    fn without_switch(&self) -> Ending {
+    /// The switch is gone, or has no place for this client any more.
+    fn without_switch(&mut self) -> Ending {
+        self.leave_switch();
+        if self.config.is_child() {
+            self.let_frontend_stop();
+        }
         if self.config.is_child() || self.config.once {
             Ending::Done
         } else {
             Ending::Restart
+        }
+    }
+
+    /// QEMU, told that the carrier is down, stops the virtqueues. When this process ends before that, QEMU does not learn
+    /// where they stopped, and complains of each.
+    fn let_frontend_stop(&mut self) {
+        let until = Instant::now() + STOP_TIME;
+        while self.device().has_started() {
+            let Some(frontend) = &mut self.frontend else {
+                return;
+            };
+            let left = until.saturating_duration_since(Instant::now());
+            let mut fds = [
+                PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+                PollFd::new(frontend.as_fd(), PollFlags::POLLIN),
+            ];
+            let ready = poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO));
+            let is_ready = |fd: &PollFd<'_>| fd.any() != Some(false);
+            let (signal, message) = (is_ready(&fds[0]), is_ready(&fds[1]));
+            match ready {
+                Err(Errno::EINTR) => continue,
+                Ok(1..) if message && !signal => {}
+                _ => return,
+            }
+            if frontend.handle().is_err() {
+                return;
+            }
         }
     }
 
@@ -270,7 +304,6 @@ impl Service<'_> {
             Event::Evicted { text, .. } => self.say(&text),
             Event::SwitchGone => log::info!("the switch is gone"),
         }
-        self.attachment = None;
         Some(self.without_switch())
     }
 
@@ -290,14 +323,19 @@ impl Service<'_> {
         eprintln!("dpdk-qemu-shim: port {}: {text}", self.config.port);
     }
 
-    /// Leaves everything as it should be found: carrier down, virtqueues stopped, the switch told.
-    fn end(mut self) {
+    /// Carrier down, nothing of the switch's touched any more, the switch told.
+    fn leave_switch(&mut self) {
         self.carrier.set(false);
         self.device().detach();
-        self.frontend = None;
-        self.device().disconnect();
         if let Some(attachment) = self.attachment.take() {
             attachment.detach();
         }
+    }
+
+    /// Leaves everything as it should be found: as without a switch, and virtqueues stopped.
+    fn end(mut self) {
+        self.leave_switch();
+        self.frontend = None;
+        self.device().disconnect();
     }
 }

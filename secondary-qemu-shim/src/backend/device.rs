@@ -67,6 +67,11 @@ impl<P: SwitchPort + 'static> Device<P> {
         self.pumps.len()
     }
 
+    /// Has the frontend started a virtqueue, and not stopped it since?
+    pub fn has_started(&self) -> bool {
+        self.vrings.iter().any(|vring| vring.started)
+    }
+
     /// The switch's queue pairs are here: frames flow.
     pub fn attach(&mut self, ports: Vec<P>) {
         for (queue, (pump, port)) in self.pumps.iter().zip(ports).enumerate() {
