@@ -48,7 +48,10 @@ impl<T> Gate<T> {
 
     /// The working thread: takes the state, to keep it.
     pub fn enter(&self) -> MutexGuard<'_, T> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        // A change may have come and gone before this thread was there; its ring would keep it from ever sleeping.
+        let _ = self.wake.read();
+        state
     }
 
     /// The working thread: does somebody want to change the state?

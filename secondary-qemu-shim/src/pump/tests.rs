@@ -3,6 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -516,6 +517,17 @@ fn a_sleeping_pump_wakes_for_either_side() {
     bench.assert_all_mbufs_home();
 }
 
+/// A change that comes and goes before the pump's thread is there leaves no ring behind, which would never let it sleep.
+#[test]
+fn an_early_change_leaves_no_ring() {
+    let gate = Gate::new(0).unwrap();
+    gate.change(|state| *state = 1);
+    let state = gate.enter();
+    assert_eq!(*state, 1);
+    let mut fds = [PollFd::new(gate.wake_fd(), PollFlags::POLLIN)];
+    assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(0));
+}
+
 #[test]
 fn an_idle_pump_sleeps() {
     let bench = Bench::new(MERGEABLE);
@@ -532,7 +544,7 @@ fn an_idle_pump_sleeps() {
     std::thread::sleep(Duration::from_millis(200));
     // Other tests may run in this process; a pump that polled would take all of the time.
     if std::env::var_os("NEXTEST").is_some() {
-        assert!(cpu() - before < Duration::from_millis(20), "{:?}", cpu() - before);
+        assert!(cpu() - before < Duration::from_millis(100), "{:?}", cpu() - before);
     }
 }
 
