@@ -43,7 +43,7 @@ const HELLO_TIME: Duration = Duration::from_secs(5);
 /// Time to initialise EAL.
 const INIT_TIME: Duration = Duration::from_secs(5);
 /// Time for a process to end by itself after its connection has.
-const GRACE: Duration = Duration::from_millis(100);
+const GRACE: Duration = Duration::from_millis(300);
 
 /// The attach socket and its connections.
 #[derive(Debug)]
