@@ -3,10 +3,12 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use vswitch_common::port::MAX_QUEUES;
 
 use crate::child::Child;
 use crate::frames::{Frame, Mac};
@@ -53,10 +55,14 @@ pub struct Traffic {
 }
 
 impl Default for Traffic {
+    /// Streams that no run before had: what is late of one run can't be taken for the next one's.
     fn default() -> Traffic {
+        static NEXT: AtomicU16 = AtomicU16::new(1000);
+        const QUEUES: u16 = MAX_QUEUES as u16;
+        let id = NEXT.fetch_add(2 * QUEUES, Ordering::Relaxed);
         Traffic {
-            id: 100,
-            expect: 200,
+            id,
+            expect: id + QUEUES,
             source: crate::frames::mac(1),
             destination: crate::frames::mac(2),
             send: 0,

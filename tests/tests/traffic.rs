@@ -79,8 +79,8 @@ fn lengths_and_windows() {
             (traffic.min, traffic.max, traffic.window) = (min, max, window);
         }
         let (a, b) = exchange(&mut one, &mut two, &(a, b));
-        a.assert_all(count);
-        b.assert_all(count);
+        a.assert_own(count);
+        b.assert_own(count);
     }
     switch.assert_frames_accounted();
 }
