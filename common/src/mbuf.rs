@@ -225,13 +225,6 @@ impl Mbuf {
         unsafe { (&raw const (*self.0.as_ptr()).next).read_volatile() as usize }
     }
 
-    /// Bytes of the whole frame, from the first segment's header.
-    #[inline]
-    pub fn frame_len(&self) -> usize {
-        // SAFETY: a load from the header of a mapped mbuf.
-        unsafe { (*self.0.as_ptr()).pkt_len as usize }
-    }
-
     /// The bytes of each segment of a frame that the switch delivered (or checked), in order.
     #[inline]
     pub fn segments(&self) -> impl Iterator<Item = &[u8]> {
@@ -250,27 +243,6 @@ impl Mbuf {
         // SAFETY: `next` of a checked chain is null or an mbuf that belongs to the same frame; Mbuf is a
         // transparent non-null pointer, so Option<Mbuf> has the layout of the field.
         unsafe { (*(&raw const (*self.0.as_ptr()).next).cast::<Option<Mbuf>>()).as_ref() }
-    }
-
-    /// Links `mbufs[1..]` behind the first: one frame of several segments, with its total length set.
-    pub fn chain(mut segments: arrayvec::ArrayVec<Mbuf, MAX_SEGMENTS>) -> Option<Mbuf> {
-        let count = segments.len();
-        let total: usize = segments.iter().map(Mbuf::len).sum();
-        for i in 1..count {
-            let next = segments[i].as_ptr();
-            // SAFETY: stores into the headers of mbufs that this process owns.
-            unsafe { (*segments[i - 1].as_ptr()).next = next };
-        }
-        let last = segments.pop()?;
-        // SAFETY: as above.
-        unsafe { (*last.as_ptr()).next = std::ptr::null_mut() };
-        let first = if count == 1 { last } else { segments.swap_remove(0) };
-        // SAFETY: as above.
-        unsafe {
-            (*first.as_ptr()).nb_segs = count as u16;
-            (*first.as_ptr()).pkt_len = total as u32;
-        }
-        Some(first)
     }
 
     /// Drops the first `n` bytes of the frame; false, and nothing changed, where the segment is shorter.
@@ -361,17 +333,6 @@ impl Mbuf {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.buffer().add(off + len), bytes.len()) };
         self.set_span(off, len + bytes.len());
         true
-    }
-
-    /// Cuts this segment off the ones behind it and returns the next one's address (unchecked).
-    pub fn unlink(&mut self) -> usize {
-        let next = self.next_address();
-        // SAFETY: stores into the header of an mbuf that this process owns.
-        unsafe {
-            (*self.0.as_ptr()).next = std::ptr::null_mut();
-            (*self.0.as_ptr()).nb_segs = 1;
-        }
-        next
     }
 
     /// Starts loading the header into the cache.

@@ -544,7 +544,11 @@ fn an_idle_pump_sleeps() {
     std::thread::sleep(Duration::from_millis(200));
     // Other tests may run in this process; a pump that polled would take all of the time.
     if std::env::var_os("NEXTEST").is_some() {
-        assert!(cpu() - before < Duration::from_millis(100), "{:?}", cpu() - before);
+        assert!(
+            cpu() - before < Duration::from_millis(100),
+            "{:?}",
+            cpu() - before
+        );
     }
 }
 
