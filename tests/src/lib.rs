@@ -8,6 +8,7 @@
 //! | [`frames`] | Ethernet frames of every kind |
 //! | [`stream`] | numbered frames whose contents can be checked |
 //! | [`guest`] | the shim, and testpmd's virtio-user as its guest |
+//! | [`fake_host`] | sysfs and procfs as plain files, for the scripts that prepare a host |
 //! | [`pcap`], [`packet`] | capture files, kernel interfaces |
 //! | [`vm`] | guests in QEMU on the ports of a switch |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
@@ -19,6 +20,7 @@
 pub mod attach;
 pub mod bare;
 pub mod child;
+pub mod fake_host;
 pub mod frames;
 pub mod guest;
 pub mod packet;
