@@ -15,6 +15,8 @@ const FUNCTIONS: &[&str] = &[
     "rte_mempool_(free|avail_count|in_use_count|obj_iter|put_bulk|get_bulk|lookup)",
     "rte_mem_virt2iova",
     "rte_memzone_(reserve_aligned|lookup|free)",
+    "rte_memzone_walk",
+    "rte_mcfg_(mem|tailq|mempool)_write_(lock|unlock)",
     "rte_ring_(create|free|lookup|init|get_memsize|reset|count)",
     "rte_eth_(dev_configure|dev_start|dev_stop|dev_close|dev_info_get|dev_get_port_by_name|dev_set_mtu|dev_get_mtu)",
     "rte_eth_(rx_queue_setup|tx_queue_setup|rx_burst|tx_burst|macaddr_get|link_get_nowait|stats_get)",

@@ -9,10 +9,12 @@
 //! | [`ethdev`] | NIC ports and vdevs of the primary |
 //! | [`port`] | the client-port protocol: shared layout, attach messages, doorbells, the client's side |
 //! | [`stats`] | the shared-memory segment with every counter |
+//! | [`fault`] | for tests: places where a process can be made to die |
 //! | [`rundir`] | where sockets and the stats segment are found |
 
 pub mod eal;
 pub mod ethdev;
+pub mod fault;
 pub mod mbuf;
 pub mod mempool;
 pub mod port;

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use dpdk_sys as sys;
 
+use crate::fault::{self, Point};
 use crate::mbuf::Mbuf;
 
 /// The peer moved its index to where it can't be.
@@ -216,9 +217,15 @@ impl Producer {
                     .write_volatile(mbuf.address())
             };
         }
+        if n > 0 {
+            fault::point(Point::EntriesWritten);
+        }
         self.head = self.head.wrapping_add(n as u32);
         self.ring.prod_head().store(self.head, Ordering::Relaxed);
         self.ring.prod_tail().store(self.head, Ordering::Release);
+        if n > 0 {
+            fault::point(Point::EntriesPublished);
+        }
         Ok(n)
     }
 }
@@ -267,9 +274,11 @@ impl Consumer {
             // SAFETY: `slot` stays inside the table; a volatile read, since the peer may write it all the time.
             *entry = unsafe { self.ring.slot(self.head.wrapping_add(i as u32)).read_volatile() };
         }
+        fault::point(Point::EntriesRead);
         self.head = self.head.wrapping_add(n as u32);
         self.ring.cons_head().store(self.head, Ordering::Relaxed);
         self.ring.cons_tail().store(self.head, Ordering::Release);
+        fault::point(Point::EntriesTaken);
         Ok(n)
     }
 }

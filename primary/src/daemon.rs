@@ -13,8 +13,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use vswitch_common::eal::locks::SharedLocks;
 use vswitch_common::eal::{self, Eal};
 use vswitch_common::ethdev;
+use vswitch_common::fault::{self, Point};
 use vswitch_common::mempool::Pool;
 use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::message::Reason;
@@ -146,10 +148,10 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     let farewell = serve(&signals, &inbox, &events, &mut switch, &mut server, &client);
     notify("STOPPING=1");
     say_goodbye(&mut switch, &mut server);
-    let interrupted = server.was_interrupted();
+    let alone = !server.has_clients();
     drop(server);
     client.stop();
-    stop_datapath(switch, &prefix, interrupted);
+    stop_datapath(switch, &prefix, alone);
     if let Some(supervisor) = supervisor {
         supervisor.stop();
     }
@@ -265,7 +267,12 @@ fn start_datapath(
         eal_config.memory_mb
     );
 
+    fault::point(Point::SwitchEalUp);
     let prefix = eal_config.file_prefix;
+    // Now, while no client runs.
+    let locks = SharedLocks::find(&ethdev::eal_runtime_dir())
+        .inspect_err(|e| log::warn!("{e}; a client that dies as it starts may block configuration changes"))
+        .ok();
     let ledger = Arc::new(Ledger::new(pool));
     let segment = Arc::new(Segment::create(&prefix, eal::tsc_hz())?);
     let publisher = Arc::new(Publisher::new(MAX_PMDS).context("eventfd")?);
@@ -294,6 +301,7 @@ fn start_datapath(
         pmds,
         stats,
         admission,
+        locks,
     });
     Ok((switch, prefix))
 }
@@ -436,34 +444,28 @@ fn log_database(event: &DbEvent) {
 
 /// Tells every client that the switch ends, and gives them a moment to let go.
 fn say_goodbye(switch: &mut Switch, server: &mut Server) {
-    for id in switch.attached_clients() {
-        let text = "the switch ends".to_owned();
-        server.evict(
-            id,
-            &Refused {
-                reason: Reason::ShuttingDown,
-                text,
-            },
-        );
-    }
+    server.evict_all(&Refused {
+        reason: Reason::ShuttingDown,
+        text: "the switch ends".to_owned(),
+    });
     let until = Instant::now() + FAREWELL;
-    while !switch.attached_clients().is_empty() && Instant::now() < until {
+    while server.has_clients() && Instant::now() < until {
         server.work(switch, false);
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-fn stop_datapath(switch: Switch, prefix: &str, interrupted: bool) {
+fn stop_datapath(switch: Switch, prefix: &str, alone: bool) {
     let Parts { pmds, ledger, .. } = switch.shut_down();
     let pool = ledger.pool();
     log::debug!("mbufs free at the end: {} of {}", pool.available(), pool.size());
     let runtime_dir = ethdev::eal_runtime_dir();
     let eal = pmds.into_eal();
-    if interrupted {
-        // EAL's clean-up would wait for a dead client's lock for ever. The kernel takes everything back as well.
-        log::info!("a client ended while it initialised EAL; leaving the clean-up to the kernel");
-    } else {
+    if alone {
         eal.cleanup();
+    } else {
+        // EAL's clean-up could wait for a lock of a client that can't be ended. The kernel takes everything back as well.
+        log::warn!("a client process does not end; leaving the clean-up to the kernel");
     }
     memory::remove_files(prefix);
     // EAL leaves its files for a next start with the same prefix; there need not be one.

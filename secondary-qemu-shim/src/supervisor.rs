@@ -1,10 +1,10 @@
-//! A shim that was started by hand serves its port in a child process, and starts another when the switch was gone: EAL
-//! can be initialised only once in a program's life, and what a confined process gave up an exec does not bring back.
-//! Under QEMU there is no supervisor: QEMU is one.
+//! A shim that was started by hand serves its port in a child process, and starts another when the switch was gone or the
+//! child was killed: EAL can be initialised only once in a program's life, and what a confined process gave up an exec
+//! does not bring back. Under QEMU there is no supervisor: QEMU is one.
 
 use std::ffi::OsString;
 use std::io;
-use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,10 @@ use nix::unistd::{Pid, getppid};
 /// Exit code of a served process that wants to be started anew (EX_TEMPFAIL).
 pub const RESTART: u8 = 75;
 
-/// Two starts are at least this far apart.
+/// Two starts are at least this far apart, and twice as far after each that did not last.
 const START_EVERY: Duration = Duration::from_millis(50);
+/// But not farther than this; who lived as long is said to have lasted.
+const START_EVERY_AT_MOST: Duration = Duration::from_secs(1);
 
 /// Why there is no supervision.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +48,8 @@ pub fn follow(parent: i32) -> Result<(), SupervisorError> {
     }
 }
 
-/// Runs this program with `args` as a child, again and again while it asks for that; its exit code is this one's.
+/// Runs this program with `args` as a child, again and again while it asks for that or is killed; the exit code of the
+/// one that ends by itself is this one's.
 ///
 /// # Errors
 /// The child can't be started or waited for.
@@ -57,14 +60,27 @@ pub fn run(args: &[OsString]) -> Result<ExitCode, SupervisorError> {
     }
     mask.thread_block()?;
     let mut signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC)?;
+    let mut every = START_EVERY;
     loop {
         let started = Instant::now();
         let mut child = start(args).map_err(SupervisorError::Start)?;
         let (status, told) = wait(&mut child, &mut signals)?;
-        if told || status.code() != Some(RESTART.into()) {
-            return Ok(exit_code(status, told));
+        match (status.code(), told) {
+            (Some(code), false) if code == RESTART.into() => {}
+            (None, false) => {
+                eprintln!(
+                    "dpdk-qemu-shim: the process that serves the port ended ({status}); starting another"
+                );
+            }
+            _ => return Ok(exit_code(status, told)),
         }
-        std::thread::sleep(START_EVERY.saturating_sub(started.elapsed()));
+        let lived = started.elapsed();
+        every = if lived >= START_EVERY_AT_MOST {
+            START_EVERY
+        } else {
+            (every * 2).min(START_EVERY_AT_MOST)
+        };
+        std::thread::sleep(every.saturating_sub(lived));
     }
 }
 
@@ -101,13 +117,10 @@ fn wait(child: &mut Child, signals: &mut SignalFd) -> Result<(ExitStatus, bool),
 }
 
 fn exit_code(status: ExitStatus, told: bool) -> ExitCode {
-    match (status.code(), status.signal()) {
+    match status.code() {
+        Some(code) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
         // Told before it could listen.
-        (_, Some(libc::SIGTERM)) if told => ExitCode::SUCCESS,
-        (Some(code), _) => ExitCode::from(u8::try_from(code).unwrap_or(u8::MAX)),
-        (None, signal) => {
-            eprintln!("dpdk-qemu-shim: the process that serves the port ended: {status}");
-            ExitCode::from(128 + u8::try_from(signal.unwrap_or(0)).unwrap_or(0))
-        }
+        None if told => ExitCode::SUCCESS,
+        None => ExitCode::FAILURE,
     }
 }

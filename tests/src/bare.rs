@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use vswitch_common::fault::{self, Point};
 use vswitch_common::port::MAX_QUEUES;
 
 use crate::child::Child;
@@ -130,11 +131,23 @@ impl Bare {
     /// If the program is not built or does not start.
     #[track_caller]
     pub fn start(switch: &Switch, name: &str) -> Bare {
+        Self::launch(switch, name, None)
+    }
+
+    /// A client that dies when it comes by `point` for the `n`-th time.
+    #[track_caller]
+    pub fn doomed(switch: &Switch, name: &str, point: Point, n: u64) -> Bare {
+        Self::launch(switch, name, Some(format!("{}@{n}", point.name())))
+    }
+
+    #[track_caller]
+    fn launch(switch: &Switch, name: &str, fault: Option<String>) -> Bare {
         let mut command = Command::new(programs::bare_client());
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .env_remove("RUNTIME_DIRECTORY");
+            .env_remove("RUNTIME_DIRECTORY")
+            .envs(fault.map(|f| (fault::VARIABLE, f)));
         let mut child = Child::spawn(&mut command, &switch.scratch().join("none"));
         let (Some(input), Some(output)) = child.pipes() else {
             unreachable!("both are pipes")
@@ -168,6 +181,12 @@ impl Bare {
         let mut bare = Bare::start(switch, &format!("client-{port}"));
         bare.ok(&bare.attach_line(port, queues));
         bare
+    }
+
+    /// Tells it to attach to `port` with one queue pair, without waiting for the answer.
+    #[track_caller]
+    pub fn start_attaching(&mut self, port: u16) {
+        self.tell(&self.attach_line(port, 1));
     }
 
     fn attach_line(&self, port: u16, queues: u16) -> String {
@@ -210,6 +229,27 @@ impl Bare {
     #[track_caller]
     pub fn tell(&mut self, line: &str) {
         writeln!(self.input, "{line}").unwrap_or_else(|e| panic!("{}: {line}: {e}", self.name));
+    }
+
+    /// Tells it something; false if it is dead.
+    pub fn tell_if_alive(&mut self, line: &str) -> bool {
+        writeln!(self.input, "{line}").is_ok()
+    }
+
+    /// Has it answered the earliest command that has no answer yet? False if it is dead.
+    ///
+    /// # Panics
+    /// If it is alive and does not answer, or says that it went wrong.
+    #[track_caller]
+    pub fn answers(&mut self, limit: Duration) -> bool {
+        match self.answers.recv_timeout(limit) {
+            Ok(line) => {
+                assert!(line.starts_with("ok"), "{} says {line:?}", self.name);
+                true
+            }
+            Err(RecvTimeoutError::Disconnected) => false,
+            Err(RecvTimeoutError::Timeout) => panic!("{} does not answer within {limit:?}", self.name),
+        }
     }
 
     /// The answer to the earliest command that has none yet.

@@ -9,6 +9,7 @@
 //! | [`stream`] | numbered frames whose contents can be checked |
 //! | [`guest`] | the shim, and testpmd's virtio-user as its guest |
 //! | [`fake_host`] | sysfs and procfs as plain files, for the scripts that prepare a host |
+//! | [`traced`] | a kill at a system call of one's choice |
 //! | [`pcap`], [`packet`] | capture files, kernel interfaces |
 //! | [`vm`] | guests in QEMU on the ports of a switch |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
@@ -29,6 +30,7 @@ pub mod prerequisites;
 pub mod programs;
 pub mod stream;
 pub mod switch;
+pub mod traced;
 pub mod vm;
 pub mod wait;
 

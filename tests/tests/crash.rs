@@ -105,7 +105,7 @@ fn clients_killed_under_load() {
         send: u64::MAX,
         receive: u64::MAX,
         window: 0,
-        rate: 50_000,
+        rate: 20_000,
         ..Traffic::default()
     };
     let mut loaded: Vec<Bare> = Vec::new();

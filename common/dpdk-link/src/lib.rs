@@ -19,9 +19,21 @@ pub fn shared() {
     }
 }
 
-/// Links EAL, ring, mempool and mbuf statically, without any driver. Prints cargo directives; call from `build.rs`.
+/// Not in a secondary, which has no use for them: see `no_services.c`.
+const NO_SERVICES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/no_services.c");
+const REPLACED: &[&str] = &["rte_service_init", "rte_service_start_with_defaults"];
+
+/// Links EAL, ring, mempool and mbuf statically, without any driver and without service cores. Prints cargo
+/// directives; call from `build.rs`.
 pub fn static_core() {
     search_path();
+    println!("cargo:rerun-if-changed={NO_SERVICES}");
+    for object in cc::Build::new().file(NO_SERVICES).compile_intermediates() {
+        println!("cargo:rustc-link-arg={}", object.display());
+    }
+    for function in REPLACED {
+        println!("cargo:rustc-link-arg=-Wl,--wrap={function}");
+    }
     println!("cargo:rustc-link-arg=-Wl,--whole-archive");
     println!("cargo:rustc-link-arg=-l:librte_eal.a");
     println!("cargo:rustc-link-arg=-Wl,--no-whole-archive");

@@ -19,6 +19,7 @@ use super::layout::{ClientStats, ControlRef};
 use super::message::{Attached, Detach, Grant, Hello, MAX_LEN, Malformed, Message, Ready, header};
 use super::{MAX_QUEUES, QUOTA};
 use crate::eal::{Eal, EalError};
+use crate::fault::{self, Point};
 use crate::mbuf::Mbuf;
 use crate::ring::{Consumer, Producer, RingMemory};
 
@@ -91,7 +92,9 @@ impl Connection {
             path: path.to_owned(),
             why,
         })?;
+        fault::point(Point::Connected);
         send_message(&socket, hello.as_bytes())?;
+        fault::point(Point::HelloSent);
         Ok(Connection { socket })
     }
 
@@ -129,6 +132,7 @@ impl Turn {
     /// # Errors
     /// EAL does not start, the switch goes away, or its answer makes no sense.
     pub fn init_eal(self, program: &str, eal_args: &[String]) -> Result<Attachment, AttachError> {
+        fault::point(Point::Granted);
         let runtime_dir = self.grant.runtime_dir.get();
         if !runtime_dir.is_empty() {
             // SAFETY: attach comes before the process starts threads that read the environment.
@@ -138,6 +142,7 @@ impl Turn {
         args.push("--proc-type=secondary".into());
         args.push(format!("--file-prefix={}", self.file_prefix()));
         Eal::init(program, &args)?;
+        fault::point(Point::EalUp);
         send_message(
             &self.socket,
             Ready {
@@ -145,6 +150,7 @@ impl Turn {
             }
             .as_bytes(),
         )?;
+        fault::point(Point::ReadySent);
         match receive_expected(&self.socket)? {
             // SAFETY: EAL is up as a secondary of the switch that wrote the addresses.
             (Message::Attached(attached), fds) => unsafe {
@@ -204,6 +210,7 @@ impl Attachment {
             };
             queue_pairs.push(queue_pair);
         }
+        fault::point(Point::Answered);
         Ok(Attachment {
             socket,
             carrier: attached.carrier != 0,
@@ -248,6 +255,7 @@ impl Attachment {
 
     /// Tells the switch that this client has stopped. Every queue pair's thread must have ended.
     pub fn detach(self) {
+        fault::point(Point::Detaching);
         let _ = send_message(
             &self.socket,
             Detach {
@@ -255,6 +263,7 @@ impl Attachment {
             }
             .as_bytes(),
         );
+        fault::point(Point::DetachSent);
     }
 }
 

@@ -49,6 +49,9 @@ pub trait Ports {
         send: &mut dyn FnMut(&Attached, &[BorrowedFd<'_>]) -> bool,
     ) -> Result<(), Refused>;
 
+    /// The client died while it initialised EAL, where it may have held locks in shared memory.
+    fn died_in_turn(&mut self, hello: &Hello);
+
     /// The client is dead, or has let go of everything. Called for whoever was admitted, attached or not.
     fn release(&mut self, client: ClientId, hello: &Hello);
 }

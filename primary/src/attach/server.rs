@@ -23,6 +23,7 @@ use nix::sys::socket::{
     bind, listen, recv, sendmsg,
 };
 use vswitch_common::eal;
+use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::{
     Grant, Hello, MAX_LEN, Malformed, Message, NAME_LEN, Packet, Reason, Refusal, State, TEXT_LEN, Text,
     header,
@@ -40,8 +41,8 @@ const ACCEPTED_AT_ONCE: usize = 32;
 const MESSAGES_AT_ONCE: usize = 8;
 /// Time for the first word.
 const HELLO_TIME: Duration = Duration::from_secs(5);
-/// Time to initialise EAL.
-const INIT_TIME: Duration = Duration::from_secs(5);
+/// Time to initialise EAL, which takes some 20 ms. Nobody else can attach meanwhile.
+const INIT_TIME: Duration = Duration::from_secs(2);
 /// Time for a process to end by itself after its connection has.
 const GRACE: Duration = Duration::from_millis(300);
 
@@ -56,8 +57,6 @@ pub struct Server {
     turn: Option<ClientId>,
     /// Who waits for the turn, or for a port whose last client is on its way out.
     waiting: VecDeque<ClientId>,
-    /// A client ended within its turn.
-    interrupted: bool,
 }
 
 #[derive(Debug)]
@@ -119,7 +118,6 @@ impl Server {
             next: 0,
             turn: None,
             waiting: VecDeque::new(),
-            interrupted: false,
         })
     }
 
@@ -248,7 +246,10 @@ impl Server {
                 self.turn = None;
                 self.attach(id, &hello, ports);
             }
-            (Message::Detach(_), Stage::Attached(_) | Stage::Ending { .. }) => self.close(id, true, ports),
+            // Not from inside EAL's initialisation: only its death ends that.
+            (Message::Detach(_), Stage::Attached(_) | Stage::Ending { .. }) if self.turn != Some(id) => {
+                self.close(id, true, ports);
+            }
             // It has not read yet that it must go.
             (_, Stage::Ending { .. }) => {}
             (message, _) => {
@@ -320,6 +321,7 @@ impl Server {
                                 until: Instant::now() + INIT_TIME,
                             };
                             self.turn = Some(id);
+                            fault::point(Point::TurnGiven);
                         } else {
                             self.connections.remove(&id);
                         }
@@ -440,7 +442,7 @@ impl Server {
         self.connections.remove(&id);
         if self.turn == Some(id) {
             self.turn = None;
-            self.interrupted = true;
+            ports.died_in_turn(hello);
         }
         ports.release(id, hello);
     }
@@ -464,10 +466,21 @@ impl Server {
         self.end(id);
     }
 
-    /// Has a client ended while it initialised EAL, or is one at it now? It may hold a lock in shared memory, for
-    /// ever: EAL takes the one on memory hot-plug for reading many times as a secondary starts.
-    pub fn was_interrupted(&self) -> bool {
-        self.interrupted || self.turn.is_some()
+    /// Ends every attachment and tells each client why. Nobody else is admitted if [`Server::work`] isn't told to.
+    pub fn evict_all(&mut self, refused: &Refused) {
+        let admitted = |c: &Connection| c.stage.admitted().is_some();
+        let ids: Vec<ClientId> = self
+            .connections
+            .iter()
+            .filter(|(_, c)| admitted(c))
+            .map(|(id, _)| *id)
+            .collect();
+        ids.into_iter().for_each(|id| self.evict(id, refused));
+    }
+
+    /// Is there a client that may touch shared memory?
+    pub fn has_clients(&self) -> bool {
+        self.connections.values().any(|c| c.stage.admitted().is_some())
     }
 
     /// Tells client `id` the state of its port.

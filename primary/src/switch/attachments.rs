@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use vswitch_common::eal::locks::SharedLocks;
 use vswitch_common::ethdev;
+use vswitch_common::fault::{self, Point};
 use vswitch_common::port::QUOTA;
 use vswitch_common::port::doorbell::{self, Bell, Ringer};
 use vswitch_common::port::layout::ClientStats;
@@ -157,6 +159,7 @@ impl Ports for Switch {
                 text: "the client does not read its answer".into(),
             });
         }
+        fault::point(Point::AttachAnswered);
         let parts = memory
             .into_iter()
             .zip(ours)
@@ -184,6 +187,23 @@ impl Ports for Switch {
         Ok(())
     }
 
+    fn died_in_turn(&mut self, hello: &Hello) {
+        let freed = self
+            .parts
+            .locks
+            .as_ref()
+            .map(SharedLocks::free_dead)
+            .unwrap_or_default();
+        if !freed.is_empty() {
+            log::warn!(
+                "port {}: {} died while it initialised EAL and held DPDK's {} lock; freed",
+                hello.port,
+                display(hello),
+                freed.join(" and ")
+            );
+        }
+    }
+
     fn release(&mut self, client: ClientId, hello: &Hello) {
         ethdev::leave_ipc(&ethdev::eal_runtime_dir());
         let port = hello.port;
@@ -197,10 +217,12 @@ impl Ports for Switch {
         };
         // No thread works on the session any more when this returns.
         self.publish();
+        fault::point(Point::ReleaseUnpublished);
         for bridge in self.bridges.values() {
             bridge.table.flush_port(claim.index);
         }
         let reclaimed = claim.session.reclaim(&self.parts.ledger);
+        fault::point(Point::Reclaimed);
         log::info!(
             "port {port}: {} is gone, {reclaimed} mbufs taken back",
             display(hello)

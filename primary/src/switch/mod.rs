@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use vswitch_common::eal::locks::SharedLocks;
 use vswitch_common::ethdev::Link;
 use vswitch_common::mbuf::DATA_ROOM;
 use vswitch_common::stats::layout::MAX_PORTS;
@@ -106,6 +107,8 @@ pub struct Parts {
     /// The control thread's own counters.
     pub stats: PortBlock,
     pub admission: Admission,
+    /// EAL's locks, to free those of a client that died with them. None: they can't be watched.
+    pub locks: Option<SharedLocks>,
 }
 
 /// The switch.
@@ -244,11 +247,6 @@ impl Switch {
     /// What clients are to be told.
     pub fn take_notices(&mut self) -> Vec<(ClientId, Notice)> {
         std::mem::take(&mut self.notices)
-    }
-
-    /// Who is attached now.
-    pub fn attached_clients(&self) -> Vec<ClientId> {
-        self.clients.claims.values().map(|c| c.client).collect()
     }
 
     /// Stops the datapath and lets go of every device. Clients must be gone, or are about to lose the socket.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vswitch_common::ethdev::{self, Ethdev, Setup};
+use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::Reason;
 use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchConfig, VlanMode};
@@ -47,6 +48,7 @@ impl Switch {
             self.configure_port(wanted);
         }
         self.publish();
+        fault::point(Point::Configured);
         self.config = config;
     }
 

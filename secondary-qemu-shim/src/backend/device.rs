@@ -3,6 +3,8 @@
 use std::io;
 use std::sync::Arc;
 
+use vswitch_common::fault::{self, Point};
+
 use super::features::LOG_ALL;
 use super::vring::{Direction, Vring, for_pump};
 use crate::eal_args::EalArgs;
@@ -181,6 +183,7 @@ impl<P: SwitchPort + 'static> Device<P> {
         {
             queue.set_inflight(inflight);
         }
+        fault::point(Point::QueueReady);
         queue.suppress_kicks();
         let lane = Lane {
             name,

@@ -11,6 +11,7 @@ use virtio_bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
     VRING_USED_F_NO_NOTIFY,
 };
+use vswitch_common::fault::{self, Point};
 
 use super::{Access, BATCH, Chains, Fault, InflightQueue, MAX_CHAIN, Virtqueue};
 use crate::guest_memory::{DirtyLog, GuestMemory, RingArea, Span};
@@ -343,6 +344,9 @@ impl Virtqueue for SplitQueue {
         if let Some(inflight) = &mut self.inflight {
             inflight.begin(&self.heads);
         }
+        if walked > 0 {
+            fault::point(Point::ChainsTaken);
+        }
         match fault {
             // Good chains first: the bad one is met again, at the front.
             Some(fault) if walked == 0 => Err(fault),
@@ -376,8 +380,10 @@ impl Virtqueue for SplitQueue {
         if let Some(inflight) = &mut self.inflight {
             inflight.submit(&self.heads[..count]);
         }
+        fault::point(Point::UsedWritten);
         // Release: whoever sees the index sees the elements, and the bytes they tell of.
         self.used_ring.store(INDEX, self.next, Ordering::Release);
+        fault::point(Point::UsedPublished);
         self.log_used(INDEX, 2);
         if let Some(inflight) = &mut self.inflight {
             inflight.end(&self.heads[..count], self.next);

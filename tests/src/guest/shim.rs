@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use nix::sys::signal::Signal;
+use vswitch_common::fault::{self, Point};
 
 use crate::child::Child;
 use crate::programs;
@@ -18,6 +19,8 @@ pub struct Shim {
     socket: PathBuf,
     rundir: PathBuf,
     log: PathBuf,
+    /// Where it dies, if it is doomed.
+    fault: Option<String>,
 }
 
 impl Shim {
@@ -27,12 +30,13 @@ impl Shim {
         let log = switch.scratch().join(format!("shim-{port}.log"));
         let rundir = switch.rundir();
         Shim {
-            child: launch(port, queues, socket, &rundir, &log),
+            child: launch(port, queues, socket, &rundir, &log, None),
             port,
             queues,
             socket: socket.to_owned(),
             rundir,
             log,
+            fault: None,
         }
     }
 
@@ -40,7 +44,20 @@ impl Shim {
     #[track_caller]
     pub fn restart(&mut self) {
         self.child.kill();
-        self.child = launch(self.port, self.queues, &self.socket, &self.rundir, &self.log);
+        let fault = self.fault.as_deref();
+        self.child = launch(
+            self.port,
+            self.queues,
+            &self.socket,
+            &self.rundir,
+            &self.log,
+            fault,
+        );
+    }
+
+    /// From its next start on it dies when it comes by `point` for the `n`-th time; `None`: no longer.
+    pub fn doom(&mut self, at: Option<(Point, u64)>) {
+        self.fault = at.map(|(point, n)| format!("{}@{n}", point.name()));
     }
 
     /// Its process.
@@ -54,7 +71,7 @@ impl Shim {
     }
 }
 
-fn launch(port: u16, queues: u16, socket: &Path, rundir: &Path, log: &Path) -> Child {
+fn launch(port: u16, queues: u16, socket: &Path, rundir: &Path, log: &Path, fault: Option<&str>) -> Child {
     let mut command = Command::new(programs::shim());
     command
         .args(["--port", &port.to_string(), "--queues", &queues.to_string()])
@@ -63,7 +80,8 @@ fn launch(port: u16, queues: u16, socket: &Path, rundir: &Path, log: &Path) -> C
         .arg("--rundir")
         .arg(rundir)
         .args(["--log", "info", "--vm-name", &format!("testpmd-{port}")])
-        .env_remove("RUNTIME_DIRECTORY");
+        .env_remove("RUNTIME_DIRECTORY")
+        .envs(fault.map(|f| (fault::VARIABLE, f)));
     Child::start(&mut command, log)
 }
 

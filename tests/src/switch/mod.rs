@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use dpdk_vswitchd::eal_config::default_prefix;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
+use vswitch_common::fault::{self, Point};
 
 use crate::child::Child;
 use crate::wait::{PATIENCE, within};
@@ -177,6 +178,14 @@ impl Switch {
     #[track_caller]
     pub fn restart(&mut self) {
         self.launch();
+    }
+
+    /// From its next start on it dies when it comes by `point` for the `n`-th time; `None`: no longer.
+    pub fn doom(&mut self, at: Option<(Point, u64)>) {
+        let environment = &mut self.builder.environment;
+        environment.retain(|(name, _)| name != fault::VARIABLE);
+        environment
+            .extend(at.map(|(point, n)| (fault::VARIABLE.to_owned(), format!("{}@{n}", point.name()))));
     }
 
     /// How long its last start took, until it was ready.

@@ -1,4 +1,6 @@
-//! DPDK's environment abstraction layer: start, end, worker lcores.
+//! DPDK's environment abstraction layer: start, end, worker lcores; its locks in shared memory.
+
+pub mod locks;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
