@@ -22,7 +22,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_(rx_queue_setup|tx_queue_setup|rx_burst|tx_burst|macaddr_get|link_get_nowait|stats_get)",
     "rte_eth_(promiscuous_enable|allmulticast_enable|find_next_owned_by|dev_is_valid_port|dev_count_avail)",
     "rte_eth_(xstats_get|xstats_get_names|dev_get_name_by_port|dev_adjust_nb_rx_tx_desc|dev_socket_id)",
-    "rte_eth_dev_(get_port_by_name|rx_intr_enable)",
+    "rte_eth_dev_(get_port_by_name|rx_intr_ctl_q_get_fd)",
     "rte_(dev_probe|dev_remove|eal_hotplug_remove|eal_hotplug_add)",
     "rte_vdev_(init|uninit)",
     "rte_dev_(name|driver|devargs)",

@@ -2,6 +2,7 @@
 
 use std::ffi::{CStr, CString, c_int};
 use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use arrayvec::ArrayVec;
 use dpdk_sys as sys;
@@ -34,6 +35,11 @@ pub struct Setup {
     pub tx_descriptors: u16,
     /// Bytes of payload behind the Ethernet header.
     pub mtu: u16,
+    /// Take frames for any address. Not for an interface of the host kernel: all that it sends comes to the switch
+    /// anyway, and the flag would be the interface's.
+    pub promiscuous: bool,
+    /// Ask the driver for [`Ethdev::doorbell`]s.
+    pub doorbells: bool,
 }
 
 /// What a device can do, as its driver says.
@@ -165,6 +171,7 @@ impl Ethdev {
             setup.mtu.min(info.max_mtu)
         };
         conf.rxmode.mtu = u32::from(mtu);
+        conf.intr_conf.set_rxq(setup.doorbells.into());
         // SAFETY: a valid port, and a configuration that outlives the call.
         let rc = unsafe { sys::rte_eth_dev_configure(self.port, rx_queues, tx_queues, &conf) };
         self.check("configuring queues", rc)?;
@@ -187,11 +194,13 @@ impl Ethdev {
         // SAFETY: a configured port.
         let rc = unsafe { sys::rte_eth_dev_start(self.port) };
         self.check("starting", rc)?;
-        // A switch takes frames for any address. Devices that can't be told so (most vdevs) do it anyway.
-        // SAFETY: a started port.
-        unsafe {
-            sys::rte_eth_promiscuous_enable(self.port);
-            sys::rte_eth_allmulticast_enable(self.port);
+        if setup.promiscuous {
+            // Devices that can't be told so (most vdevs) do it anyway.
+            // SAFETY: a started port.
+            unsafe {
+                sys::rte_eth_promiscuous_enable(self.port);
+                sys::rte_eth_allmulticast_enable(self.port);
+            }
         }
         self.rx_queues = rx_queues;
         self.tx_queues = tx_queues;
@@ -220,6 +229,28 @@ impl Ethdev {
         let mut mtu = 0;
         // SAFETY: a valid pointer for the time of the call.
         (unsafe { sys::rte_eth_dev_get_mtu(self.port, &mut mtu) } == 0).then_some(mtu)
+    }
+
+    /// Sets the payload size, in bytes, while it runs.
+    ///
+    /// # Errors
+    /// The driver refuses it.
+    pub fn set_mtu(&self, mtu: u16) -> Result<(), EthdevError> {
+        // SAFETY: any port and number is a valid request.
+        let rc = unsafe { sys::rte_eth_dev_set_mtu(self.port, mtu) };
+        self.check("setting the MTU", rc)
+    }
+
+    /// A descriptor that is readable while frames wait in receive queue `queue`, of a TAP device started with
+    /// [`Setup::doorbells`]. It is the interface's own: reading it would take a frame.
+    pub fn doorbell(&self, queue: u16) -> Option<OwnedFd> {
+        // SAFETY: any port and queue is a valid question.
+        let fd = unsafe { sys::rte_eth_dev_rx_intr_ctl_q_get_fd(self.port, queue) };
+        if fd < 0 {
+            return None;
+        }
+        // SAFETY: the driver keeps it open while the device is started, which it is while `self` is borrowed.
+        unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok()
     }
 
     /// Its link, as last known to the driver.

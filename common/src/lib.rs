@@ -7,6 +7,7 @@
 //! | [`mempool`] | the pool of mbufs; only the primary touches one |
 //! | [`ring`] | single-producer single-consumer ends of an `rte_ring`, safe against the peer |
 //! | [`ethdev`] | NIC ports and vdevs of the primary |
+//! | [`netdev`] | interfaces of the host kernel |
 //! | [`port`] | the client-port protocol: shared layout, attach messages, doorbells, the client's side |
 //! | [`stats`] | the shared-memory segment with every counter |
 //! | [`fault`] | for tests: places where a process can be made to die |
@@ -17,6 +18,7 @@ pub mod ethdev;
 pub mod fault;
 pub mod mbuf;
 pub mod mempool;
+pub mod netdev;
 pub mod port;
 pub mod ring;
 pub mod rundir;

@@ -18,6 +18,7 @@ use vswitch_common::eal::{self, Eal};
 use vswitch_common::ethdev;
 use vswitch_common::fault::{self, Point};
 use vswitch_common::mempool::Pool;
+use vswitch_common::netdev;
 use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::message::Reason;
 use vswitch_common::rundir;
@@ -41,6 +42,7 @@ use crate::memory;
 use crate::notify::notify;
 use crate::pmds::{MAX_PMDS, Pmds};
 use crate::screen;
+use crate::switch::kernel::Watch;
 use crate::switch::{Parts, Switch, commands};
 
 /// How long a dead switch's hugepages may take to come free: its clients let go when they see it is gone.
@@ -253,6 +255,7 @@ fn start_datapath(
         cpus::pin(0, cpus).context("CPUs of -c or -l")?;
     }
     log::debug!("EAL arguments: {}", eal_config.arguments.join(" "));
+    netdev::take_realtime_signals();
     let eal = Eal::init("dpdk-vswitchd", &eal_config.arguments)?;
     let mbufs = memory::mbufs(eal_config.memory_mb);
     let pool = Pool::create("MProc_pktmbuf_pool", mbufs, -1).map_err(|e| {
@@ -302,6 +305,7 @@ fn start_datapath(
         stats,
         admission,
         locks,
+        watch: Watch::new().context("epoll")?,
     });
     Ok((switch, prefix))
 }
@@ -352,7 +356,8 @@ fn serve(
     let mut pending: Option<SwitchConfig> = None;
     loop {
         let deadline = server.deadline().map_or(next_tick, |d| d.min(next_tick));
-        if let Err(e) = wait(signals, inbox, server.descriptors(), Some(deadline)) {
+        let others = server.descriptors().chain([input(switch.kernel_events())]);
+        if let Err(e) = wait(signals, inbox, others, Some(deadline)) {
             log::error!("{e:#}");
             return None;
         }
@@ -366,6 +371,9 @@ fn serve(
                 Event::Command { name, args, reply } => reply.send(switch.command(name, &args)),
                 Event::Exit(reply) => return Some(reply),
             }
+        }
+        if switch.kernel_event() {
+            client.publish(switch.status());
         }
         if Instant::now() >= next_tick {
             next_tick = Instant::now() + TICK;

@@ -118,6 +118,8 @@ impl EalConfig {
             format!("--socket-mem={per_node}"),
             format!("--socket-limit={per_node}"),
         ];
+        // It takes doing without signals and without flow rules for errors, which they are not.
+        own.push("--log-level=pmd.net.tap:critical".into());
         if !arguments.iter().any(|a| a.starts_with("--base-virtaddr")) {
             own.push(format!("--base-virtaddr={BASE_ADDRESS}"));
         }

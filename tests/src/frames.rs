@@ -125,6 +125,24 @@ impl Frame {
         }
     }
 
+    /// Of TCP or UDP over IPv4 without options: are the header's checksum and layer 4's as a receiver wants them?
+    /// `None` for other frames.
+    pub fn checksums_are_right(&self) -> Option<bool> {
+        let ip = self.bytes.get(14..).filter(|_| self.bytes[12..14] == [8, 0])?;
+        let len = usize::from(u16::from_be_bytes([*ip.get(2)?, *ip.get(3)?]));
+        let (header, body) = ip.get(..len)?.split_at_checked(20)?;
+        if header[0] != 0x45 || !matches!(header[9], 6 | 17) {
+            return None;
+        }
+        let pseudo = [
+            &header[12..20],
+            &[0, header[9]],
+            &(body.len() as u16).to_be_bytes(),
+        ];
+        let layer4 = fold(sum_of(&[&pseudo.concat(), body]));
+        Some(fold(sum(header)) == 0xffff && layer4 == 0xffff)
+    }
+
     /// The frame with its checksum complete, as a receiver without offload must see it.
     #[must_use]
     pub fn completed(mut self) -> Frame {

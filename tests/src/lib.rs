@@ -10,7 +10,7 @@
 //! | [`guest`] | the shim, and testpmd's virtio-user as its guest |
 //! | [`fake_host`] | sysfs and procfs as plain files, for the scripts that prepare a host |
 //! | [`traced`] | a kill at a system call of one's choice |
-//! | [`pcap`], [`packet`] | capture files, kernel interfaces |
+//! | [`pcap`], [`packet`], [`namespace`] | capture files, kernel interfaces, network namespaces |
 //! | [`vm`] | guests in QEMU on the ports of a switch |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
 //!
@@ -24,6 +24,7 @@ pub mod child;
 pub mod fake_host;
 pub mod frames;
 pub mod guest;
+pub mod namespace;
 pub mod packet;
 pub mod pcap;
 pub mod prerequisites;

@@ -151,7 +151,7 @@ fn poll(polled: &Polled, ledger: &Ledger, stats: &PortBlock, frames: &mut ArrayV
             !frames.is_empty() || found.moved > 0
         }
         Io::Ethdev(io) => {
-            let too_long = io.device.receive(polled.queue, frames);
+            let too_long = io.receive(polled.queue, frames);
             if too_long > 0 {
                 stats.add(usize::from(polled.port.index), Counter::RxTooLong, too_long);
             }
@@ -165,7 +165,8 @@ fn poll(polled: &Polled, ledger: &Ledger, stats: &PortBlock, frames: &mut ArrayV
     }
 }
 
-/// Sleeps until a client or the control thread rings, or for as long as devices without doorbells may wait.
+/// Sleeps until a client, the host kernel or the control thread rings, or for as long as devices without doorbells may
+/// wait.
 fn sleep(queues: &[Polled], max: Option<Duration>, wake: BorrowedFd<'_>, stats: &PortBlock) {
     let clients = || {
         queues.iter().filter_map(|p| match &p.port.io {
@@ -175,11 +176,16 @@ fn sleep(queues: &[Polled], max: Option<Duration>, wake: BorrowedFd<'_>, stats: 
     };
     clients().for_each(|q| q.arm_doorbell());
     if !clients().any(|q| q.has_work()) {
-        let devices = queues.iter().any(|p| matches!(p.port.io, Io::Ethdev(_)));
-        let longest = if devices { DEVICE_SLEEP } else { MAX_SLEEP };
+        let device_bells = queues.iter().filter_map(|p| match &p.port.io {
+            Io::Ethdev(io) => Some(io.doorbell(p.queue)),
+            _ => None,
+        });
+        let silent = device_bells.clone().any(|bell| bell.is_none());
+        let longest = if silent { DEVICE_SLEEP } else { MAX_SLEEP };
         let timeout = max.map_or(longest, |m| m.min(longest));
         let mut fds: Vec<PollFd> = vec![PollFd::new(wake, PollFlags::POLLIN)];
-        fds.extend(clients().map(|q| PollFd::new(q.doorbell(), PollFlags::POLLIN)));
+        let bells = clients().map(|q| q.doorbell()).chain(device_bells.flatten());
+        fds.extend(bells.map(|bell| PollFd::new(bell, PollFlags::POLLIN)));
         stats.thread().sleep();
         // Errors (a signal) are a wake-up like any other.
         let _ = ppoll(&mut fds, Some(TimeSpec::from_duration(timeout)), None);

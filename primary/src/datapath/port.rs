@@ -1,11 +1,17 @@
 //! A port as the datapath sees it: an index, its VLANs, and a way in and out.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use arrayvec::ArrayVec;
 use spin::mutex::SpinMutex;
 use vswitch_common::ethdev::Ethdev;
+use vswitch_common::mbuf::Mbuf;
 
 use super::client_port::Session;
+use super::clock::{Clock, tsc};
 use super::vlan::VlanPolicy;
 
 /// Index of a port in the datapath, of its counters, and in the learning tables. Stays the same while it exists.
@@ -37,18 +43,73 @@ pub enum Io {
     Ethdev(Arc<EthdevIo>),
 }
 
+/// Between looks at a TAP queue that was empty: each look is a system call.
+const TAP_GAP: Duration = Duration::from_micros(20);
+
 /// A running device and one lock for each of its transmit queues.
 #[derive(Debug)]
 pub struct EthdevIo {
     pub device: Ethdev,
     tx_locks: Vec<SpinMutex<()>>,
+    /// Of a device that leads into the host kernel, per receive queue.
+    taps: Vec<TapQueue>,
+    tap_gap: u64,
+}
+
+/// A receive queue that is a TAP interface's.
+#[derive(Debug)]
+struct TapQueue {
+    /// Readable while frames wait.
+    doorbell: OwnedFd,
+    /// When to look next. Only the queue's own thread writes it.
+    due: AtomicU64,
 }
 
 impl EthdevIo {
     /// Wraps a started device.
     pub fn new(device: Ethdev) -> EthdevIo {
-        let tx_locks = (0..device.tx_queues()).map(|_| SpinMutex::new(())).collect();
-        EthdevIo { device, tx_locks }
+        EthdevIo {
+            tx_locks: (0..device.tx_queues()).map(|_| SpinMutex::new(())).collect(),
+            device,
+            taps: Vec::new(),
+            tap_gap: 0,
+        }
+    }
+
+    /// Wraps a started TAP device with the doorbells of its receive queues. Those threads that are awake anyway look at
+    /// it now and then, those that sleep are woken by it.
+    pub fn tap(device: Ethdev, doorbells: Vec<OwnedFd>, clock: &Clock) -> EthdevIo {
+        let queue = |doorbell| TapQueue {
+            doorbell,
+            due: AtomicU64::new(0),
+        };
+        EthdevIo {
+            taps: doorbells.into_iter().map(queue).collect(),
+            tap_gap: clock.ticks(TAP_GAP),
+            ..EthdevIo::new(device)
+        }
+    }
+
+    /// As [`Ethdev::receive`], but a TAP queue that was empty is left alone for a moment.
+    #[inline]
+    pub fn receive<const N: usize>(&self, queue: u16, out: &mut ArrayVec<Mbuf, N>) -> u64 {
+        let Some(tap) = self.taps.get(usize::from(queue)) else {
+            return self.device.receive(queue, out);
+        };
+        let now = tsc();
+        if now < tap.due.load(Ordering::Relaxed) {
+            return 0;
+        }
+        let too_long = self.device.receive(queue, out);
+        if out.is_empty() {
+            tap.due.store(now + self.tap_gap, Ordering::Relaxed);
+        }
+        too_long
+    }
+
+    /// What is readable while frames wait in receive queue `queue`; `None`: nothing tells of them.
+    pub fn doorbell(&self, queue: u16) -> Option<BorrowedFd<'_>> {
+        Some(self.taps.get(usize::from(queue))?.doorbell.as_fd())
     }
 
     /// The transmit queue of PMD thread `thread`, and its lock: threads share queues where there are too few.

@@ -2,11 +2,15 @@
 
 use vswitch_control::config::InterfaceConfig;
 
+use super::Backend;
+
 /// A kind of port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Kind {
-    /// The bridge's own port.
+    /// The bridge's own port, to the host kernel.
     Local,
+    /// Another port to the host kernel.
+    Kernel { queues: u16 },
     /// A client ring port, QEMU's `port=N`.
     Client { port: u16 },
     /// A NIC or vdev.
@@ -47,7 +51,7 @@ impl Kind {
                     rx_descriptors: number(interface, "n_rxq_desc", 1024, 64..=4096)?,
                     tx_descriptors: number(interface, "n_txq_desc", 1024, 64..=4096)?,
                 }),
-                None => Self::historic(name),
+                None => Self::historic(interface),
             },
             "dpdkr" => {
                 let port = match interface.options.get("port") {
@@ -59,28 +63,44 @@ impl Kind {
                 };
                 Ok(Kind::Client { port })
             }
-            "internal" => Err("type=internal is supported for the bridge's own port only, so far".into()),
+            "internal" | "tap" => Self::kernel(interface),
             "" | "system" => Err(format!(
-                "kernel devices are not supported; for a NIC set type=dpdk options:dpdk-devargs=PCI-ADDRESS, for a VM \
-                 port name it ovs_dpdk_N or dpdkrN with type=dpdk or type=dpdkr (this row has type={:?})",
+                "kernel devices are not supported by name; for a NIC set type=dpdk options:dpdk-devargs=PCI-ADDRESS (or \
+                 net_af_packet0,iface={name} if the kernel is to keep it), for a VM port name it ovs_dpdk_N or dpdkrN with \
+                 type=dpdk or type=dpdkr, for the host type=internal (this row has type={:?})",
                 interface.kind
             )),
             other => Err(format!("interface type '{other}' is not supported")),
         }
     }
 
-    fn historic(name: &str) -> Result<Kind, String> {
+    fn kernel(interface: &InterfaceConfig) -> Result<Kind, String> {
+        Ok(Kind::Kernel {
+            queues: number(interface, "n_rxq", 1, 1..=16)?,
+        })
+    }
+
+    fn historic(interface: &InterfaceConfig) -> Result<Kind, String> {
+        let name = &interface.name;
         match historic(name) {
             Some(port @ 1..=15) => Ok(Kind::Client { port }),
             Some(port @ 16..=31) => Ok(Kind::EthdevById { port: port - 16 }),
-            Some(32..=47) => Err("ports to the host kernel (ovs_dpdk_32 to 47) are not supported yet".into()),
+            Some(32..=47) => Self::kernel(interface),
             Some(n) => Err(format!(
-                "'{name}': {n} is no port of the historic scheme (1-15 clients, 16-31 NICs); set options:dpdk-devargs \
-                 for a NIC, or type=dpdkr for more client ports"
+                "'{name}': {n} is no port of the historic scheme (1-15 clients, 16-31 NICs, 32-47 host kernel); set \
+                 options:dpdk-devargs for a NIC, type=dpdkr for more client ports, or type=internal for the host"
             )),
             None => Err(format!(
                 "'{name}' is missing options:dpdk-devargs. The old 'dpdk<port_id>' names are not supported"
             )),
+        }
+    }
+
+    /// What a port of this kind is when it can't be set up. A bridge's own is still there: the bridge goes by it.
+    pub fn without_backend(&self, reason: String) -> Backend {
+        match self {
+            Kind::Local => Backend::Local(reason),
+            _ => Backend::Failed(reason),
         }
     }
 
@@ -129,7 +149,9 @@ mod tests {
     fn historic_names_keep_their_meaning() {
         assert_eq!(kind("ovs_dpdk_2", "dpdk", &[]), Ok(Kind::Client { port: 2 }));
         assert_eq!(kind("ovs_dpdk_16", "dpdk", &[]), Ok(Kind::EthdevById { port: 0 }));
-        assert!(kind("ovs_dpdk_32", "dpdk", &[]).unwrap_err().contains("kernel"));
+        for kernel in ["ovs_dpdk_32", "ovs_dpdk_47"] {
+            assert_eq!(kind(kernel, "dpdk", &[]), Ok(Kind::Kernel { queues: 1 }));
+        }
         for bad in ["ovs_dpdk_0", "ovs_dpdk_48", "ovs_dpdk_02", "ovs_dpdk_", "dpdk0"] {
             assert!(kind(bad, "dpdk", &[]).is_err(), "{bad}");
         }
@@ -140,6 +162,11 @@ mod tests {
     #[test]
     fn modern_forms() {
         assert_eq!(kind("br0", "internal", &[]), Ok(Kind::Local));
+        assert_eq!(kind("int0", "internal", &[]), Ok(Kind::Kernel { queues: 1 }));
+        assert_eq!(
+            kind("tap0", "tap", &[("n_rxq", "2")]),
+            Ok(Kind::Kernel { queues: 2 })
+        );
         assert_eq!(kind("dpdkr40", "dpdkr", &[]), Ok(Kind::Client { port: 40 }));
         assert_eq!(
             kind("vm1", "dpdkr", &[("port", "300")]),

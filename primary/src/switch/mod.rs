@@ -4,6 +4,7 @@
 //! | module | what is in it |
 //! |---|---|
 //! | [`kind`] | what an Interface row asks for |
+//! | [`kernel`] | interfaces in the host kernel |
 //! | [`clients`] | ring ports' memory and their clients |
 //! | [`reconcile`] | from the database's configuration to bridges and ports |
 //! | [`attachments`] | clients that come and go |
@@ -13,6 +14,7 @@
 pub mod attachments;
 pub mod clients;
 pub mod commands;
+pub mod kernel;
 pub mod kind;
 pub mod reconcile;
 pub mod report;
@@ -24,6 +26,7 @@ use std::time::Duration;
 use vswitch_common::eal::locks::SharedLocks;
 use vswitch_common::ethdev::Link;
 use vswitch_common::mbuf::DATA_ROOM;
+use vswitch_common::netdev::State;
 use vswitch_common::stats::layout::MAX_PORTS;
 use vswitch_common::stats::{PortBlock, PortInfo, Segment};
 use vswitch_control::config::SwitchConfig;
@@ -39,6 +42,7 @@ use crate::datapath::vlan::VlanPolicy;
 use crate::pmds::Pmds;
 
 use clients::Clients;
+use kernel::{KernelPort, Watch};
 use kind::Kind;
 
 /// Payload of a frame by default, in bytes.
@@ -73,8 +77,10 @@ pub struct PortState {
 /// What is behind a port.
 #[derive(Debug)]
 pub enum Backend {
-    /// The bridge's own port: no frames go there, so far.
-    Local,
+    /// The bridge's own port on a host that gives it no interface, and why.
+    Local(String),
+    /// An interface in the host kernel.
+    Kernel { index: PortIndex, port: KernelPort },
     /// A client ring port with its datapath index.
     Client { index: PortIndex, port: u16 },
     /// A running device.
@@ -90,8 +96,10 @@ pub enum Backend {
 impl PortState {
     fn index(&self) -> Option<PortIndex> {
         match self.backend {
-            Backend::Client { index, .. } | Backend::Ethdev { index, .. } => Some(index),
-            Backend::Local | Backend::Failed(_) => None,
+            Backend::Client { index, .. } | Backend::Ethdev { index, .. } | Backend::Kernel { index, .. } => {
+                Some(index)
+            }
+            Backend::Local(_) | Backend::Failed(_) => None,
         }
     }
 }
@@ -109,6 +117,7 @@ pub struct Parts {
     pub admission: Admission,
     /// EAL's locks, to free those of a client that died with them. None: they can't be watched.
     pub locks: Option<SharedLocks>,
+    pub watch: Watch,
 }
 
 /// The switch.
@@ -171,7 +180,8 @@ impl Switch {
                     _ => Io::Down,
                 },
                 Backend::Ethdev { io, .. } => Io::Ethdev(io.clone()),
-                Backend::Local | Backend::Failed(_) => Io::Down,
+                Backend::Kernel { port, .. } if port.state == State::Up => Io::Ethdev(port.io.clone()),
+                Backend::Kernel { .. } | Backend::Local(_) | Backend::Failed(_) => Io::Down,
             };
             let at = usize::from(index);
             if snapshot.ports.len() <= at {
@@ -199,7 +209,10 @@ impl Switch {
             let (id, link) = match &state.backend {
                 Backend::Client { port, .. } => (Some(u32::from(*port)), self.has_client(*port, index)),
                 Backend::Ethdev { io, link, .. } => (Some(u32::from(io.device.port())), link.up),
-                Backend::Local | Backend::Failed(_) => (None, false),
+                Backend::Kernel { port, .. } => {
+                    (Some(u32::from(port.io.device.port())), port.state == State::Up)
+                }
+                Backend::Local(_) | Backend::Failed(_) => (None, false),
             };
             let info = PortInfo {
                 name: state.name.clone(),
@@ -236,6 +249,7 @@ impl Switch {
         if links_changed {
             self.describe_ports();
         }
+        self.watch_kernel_ports();
         self.mirror_client_counters();
         self.watch_clients();
         let pool = self.parts.ledger.pool();

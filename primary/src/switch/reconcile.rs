@@ -8,10 +8,11 @@ use std::time::Duration;
 use vswitch_common::ethdev::{self, Ethdev, Setup};
 use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::Reason;
-use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchConfig, VlanMode};
+use vswitch_control::{MacAddr, Uuid};
 
 use super::clients::PortMemory;
+use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
 use crate::attach::{Notice, Refused};
@@ -121,7 +122,7 @@ impl Switch {
                 None => true,
                 // A failed port is tried again with every change: what it lacked may be there now.
                 Some(w) => {
-                    matches!(state.backend, Backend::Failed(_))
+                    matches!(state.backend, Backend::Failed(_) | Backend::Local(_))
                         || state.bridge != w.bridge.name
                         || w.kind().as_ref() != Ok(&state.kind)
                 }
@@ -153,14 +154,19 @@ impl Switch {
     }
 
     fn forget_port(&self, index: PortIndex) {
-        for bridge in self.bridges.values() {
-            bridge.table.flush_port(index);
-        }
+        self.flush_port(index);
         self.parts.segment.set_port(index.into(), None);
     }
 
+    /// Forgets the addresses learned behind a port.
+    pub(super) fn flush_port(&self, index: PortIndex) {
+        for bridge in self.bridges.values() {
+            bridge.table.flush_port(index);
+        }
+    }
+
     fn configure_port(&mut self, wanted: &Wanted<'_>) {
-        let (vlan, mtu) = (wanted.vlan(), wanted.mtu());
+        let (vlan, mtu, mac) = (wanted.vlan(), wanted.mtu(), wanted.mac());
         let asked = wanted
             .interface
             .ofport_request
@@ -178,23 +184,33 @@ impl Switch {
                     bridge.table.flush_port(index);
                 }
             }
-            if std::mem::replace(&mut state.mtu, mtu) != mtu
-                && let Backend::Client { port, .. } = state.backend
-                && let Some(claim) = self.clients.claims.get(&port)
-            {
-                self.notices.push((
-                    claim.client,
-                    Notice::State {
-                        carrier: true,
-                        mtu: mtu.into(),
-                    },
-                ));
+            let new_mtu = std::mem::replace(&mut state.mtu, mtu) != mtu;
+            match &mut state.backend {
+                Backend::Client { port, .. } if new_mtu => {
+                    if let Some(claim) = self.clients.claims.get(port) {
+                        let change = Notice::State {
+                            carrier: true,
+                            mtu: mtu.into(),
+                        };
+                        self.notices.push((claim.client, change));
+                    }
+                }
+                Backend::Kernel { port, .. } => {
+                    if new_mtu {
+                        port.set_mtu(mtu);
+                    }
+                    port.set_mac(mac);
+                }
+                _ => {}
             }
             return;
         }
         let (kind, backend) = match wanted.kind() {
             Ok(kind) => {
-                let backend = self.set_up(&kind, mtu).unwrap_or_else(Backend::Failed);
+                let name = &wanted.interface.name;
+                let backend = self
+                    .set_up(&kind, name, mac, mtu)
+                    .unwrap_or_else(|reason| kind.without_backend(reason));
                 (kind, backend)
             }
             Err(e) => (Kind::Local, Backend::Failed(e)),
@@ -202,14 +218,13 @@ impl Switch {
         let ofport = self.choose_ofport(wanted, &kind, &backend);
         let name = wanted.interface.name.clone();
         match &backend {
-            Backend::Failed(e) => log::warn!("bridge {}: port {name}: {e}", wanted.bridge.name),
+            Backend::Failed(e) | Backend::Local(e) => {
+                log::warn!("bridge {}: port {name}: {e}", wanted.bridge.name)
+            }
             _ => log::info!(
                 "bridge {}: added port {name} as number {ofport}",
                 wanted.bridge.name
             ),
-        }
-        if let Backend::Client { index, .. } | Backend::Ethdev { index, .. } = &backend {
-            self.parts.segment.clear_port(usize::from(*index));
         }
         let state = PortState {
             uuid: wanted.interface.uuid,
@@ -221,13 +236,30 @@ impl Switch {
             kind,
             backend,
         };
+        if let Some(index) = state.index() {
+            self.parts.segment.clear_port(usize::from(index));
+        }
         self.ports.insert(name, state);
     }
 
-    fn set_up(&mut self, kind: &Kind, mtu: u16) -> Result<Backend, String> {
+    fn set_up(&mut self, kind: &Kind, name: &str, mac: MacAddr, mtu: u16) -> Result<Backend, String> {
         let no_index = || "the switch has as many ports as it can".to_owned();
         match kind {
-            Kind::Local => Ok(Backend::Local),
+            Kind::Local | Kind::Kernel { .. } => {
+                let index = self.free_index().ok_or_else(no_index)?;
+                let queues = match kind {
+                    Kind::Kernel { queues } => *queues,
+                    _ => 1,
+                };
+                let request = Request {
+                    name,
+                    mac,
+                    mtu,
+                    queues,
+                };
+                let port = KernelPort::create(&request, index, &self.parts)?;
+                Ok(Backend::Kernel { index, port })
+            }
             Kind::Client { port } => {
                 let taken =
                     |s: &&PortState| matches!(s.backend, Backend::Client { port: p, .. } if p == *port);
@@ -258,6 +290,8 @@ impl Switch {
                     rx_descriptors: *rx_descriptors,
                     tx_descriptors: *tx_descriptors,
                     mtu,
+                    promiscuous: true,
+                    doorbells: false,
                 };
                 self.start_device(devargs, &setup, index)
             }
@@ -277,6 +311,8 @@ impl Switch {
                     rx_descriptors: 1024,
                     tx_descriptors: 1024,
                     mtu,
+                    promiscuous: true,
+                    doorbells: false,
                 };
                 self.start_device(name, &setup, index)
             }
@@ -353,6 +389,15 @@ impl Wanted<'_> {
         Kind::of(self.interface, &self.bridge.name)
     }
 
+    /// The address of its interface in the kernel, if it has one: the bridge's for the bridge's own, else the one asked
+    /// for, else one of its own.
+    fn mac(&self) -> MacAddr {
+        if self.interface.name == self.bridge.name {
+            return bridge_mac(self.bridge);
+        }
+        self.interface.mac.unwrap_or_else(|| own_mac(self.interface.uuid))
+    }
+
     fn asks_for_a_number(&self) -> bool {
         self.interface.ofport_request.is_some() || Kind::preferred_ofport(&self.interface.name).is_some()
     }
@@ -387,16 +432,19 @@ impl Wanted<'_> {
     }
 }
 
-/// The bridge's own address: other_config:hwaddr, else one made of its row's id, locally administered.
+/// The bridge's own address: other_config:hwaddr, else one of its own.
 fn bridge_mac(bridge: &BridgeConfig) -> MacAddr {
     let asked = bridge
         .other_config
         .get("hwaddr")
         .and_then(|text| text.parse().ok());
-    asked.unwrap_or_else(|| {
-        let [.., a, b, c, d, e] = bridge.uuid.0.to_be_bytes();
-        MacAddr([0x02, a, b, c, d, e])
-    })
+    asked.unwrap_or_else(|| own_mac(bridge.uuid))
+}
+
+/// A locally administered address made of a row's id: the same for as long as the row is there.
+fn own_mac(row: Uuid) -> MacAddr {
+    let [.., a, b, c, d, e] = row.0.to_be_bytes();
+    MacAddr([0x02, a, b, c, d, e])
 }
 
 fn datapath_id(mac: MacAddr) -> String {

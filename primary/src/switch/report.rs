@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use vswitch_common::eal;
+use vswitch_common::netdev::State;
 use vswitch_common::stats::Counter;
 use vswitch_control::MacAddr;
 use vswitch_control::status::{BridgeStatus, Duplex, InterfaceStatus, LinkState, Status};
@@ -18,7 +19,7 @@ impl Switch {
             dpdk_version: Some(eal::version()),
             dpdk_initialized: true,
             datapath_types: set(&["dpdk", "netdev"]),
-            iface_types: set(&["dpdk", "dpdkr", "internal"]),
+            iface_types: set(&["dpdk", "dpdkr", "internal", "tap"]),
             statistics: BTreeMap::new(),
             bridges: self
                 .bridges
@@ -54,9 +55,28 @@ impl Switch {
         };
         match &port.backend {
             Backend::Failed(reason) => return InterfaceStatus::failed(reason.clone()),
-            Backend::Local => {
-                status.link_state = state(true);
+            Backend::Local(reason) => {
+                status.error = Some(reason.clone());
+                status.link_state = state(false);
                 status.mac_in_use = self.bridges.get(&port.bridge).map(|b| b.mac);
+            }
+            Backend::Kernel { index, port: kernel } => {
+                let (device, netdev) = (&kernel.io.device, &kernel.netdev);
+                let up = kernel.state == State::Up;
+                (status.admin_state, status.link_state) = (state(up), state(up));
+                status.mac_in_use = netdev.mac().ok().map(MacAddr);
+                status.mtu = netdev.mtu().map(i64::from).or(status.mtu);
+                status.ifindex = netdev.index().map(i64::from);
+                status.status = text(&[
+                    ("backend", kernel.via.name().into()),
+                    ("port_no", device.port().to_string()),
+                    ("n_rxq", device.rx_queues().to_string()),
+                    ("n_txq", device.tx_queues().to_string()),
+                ]);
+                if let Ok(info) = device.info() {
+                    status.status.insert("driver_name".into(), info.driver);
+                }
+                status.statistics = self.statistics(*index);
             }
             Backend::Client {
                 index,

@@ -38,6 +38,7 @@ pub struct Builder {
     eal: Vec<String>,
     options: Vec<String>,
     environment: Vec<(String, String)>,
+    wrapper: Vec<String>,
 }
 
 /// A running switch. When dropped it is ended, and the test fails if anything is left behind.
@@ -58,6 +59,7 @@ impl Default for Builder {
             eal: Vec::new(),
             options: Vec::new(),
             environment: Vec::new(),
+            wrapper: Vec::new(),
         }
     }
 }
@@ -88,6 +90,13 @@ impl Builder {
     #[must_use]
     pub fn environment(mut self, name: &str, value: &str) -> Builder {
         self.environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Starts it by a command that becomes the one behind it (`setpriv ... dpdk-vswitchd ...`).
+    #[must_use]
+    pub fn wrapper(mut self, words: &[&str]) -> Builder {
+        self.wrapper = words.iter().map(|&w| w.to_owned()).collect();
         self
     }
 
@@ -136,7 +145,14 @@ impl Switch {
 
     /// The command that starts a switch in this one's directories.
     pub fn command(&self) -> Command {
-        let mut command = Command::new(programs::switch());
+        let mut command = match self.builder.wrapper.split_first() {
+            None => Command::new(programs::switch()),
+            Some((wrapper, more)) => {
+                let mut command = Command::new(wrapper);
+                command.args(more).arg(programs::switch());
+                command
+            }
+        };
         command
             .arg(format!("--socket-mem={}", self.builder.memory_mb))
             .args(&self.builder.eal)

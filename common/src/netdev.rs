@@ -1,0 +1,239 @@
+//! Network interfaces of the host kernel, and what its TUN/TAP driver says of them: the other side of a port that
+//! leads to the host.
+//!
+//! An interface may be moved to another network namespace while it is in use. Its name is worth nothing then, but the
+//! descriptor of one of its TAP queues still reaches it; so that goes first where there is one.
+
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+/// Bytes of the longest name (IFNAMSIZ without the terminating NUL).
+pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
+/// Where the kernel makes TAP interfaces.
+pub const TUN_DEVICE: &str = "/dev/net/tun";
+
+/// What an interface does now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// The host has switched it on (IFF_UP).
+    Up,
+    Down,
+    /// It is no more: it, or the namespace that it was moved to, was deleted.
+    Gone,
+}
+
+/// An interface of the host kernel.
+#[derive(Debug)]
+pub struct Netdev {
+    name: String,
+    queue: Option<OwnedFd>,
+}
+
+impl Netdev {
+    /// The interface `name` of this process's network namespace; with `queue`, a descriptor of one of its TAP queues,
+    /// wherever it goes.
+    pub fn new(name: &str, queue: Option<OwnedFd>) -> Netdev {
+        Netdev {
+            name: name.to_owned(),
+            queue,
+        }
+    }
+
+    /// Its name, as it was made.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The TAP queue's descriptor: "writable" means that the interface has been switched on.
+    pub fn queue(&self) -> Option<BorrowedFd<'_>> {
+        self.queue.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What it does now.
+    pub fn state(&self) -> State {
+        if let Some(queue) = &self.queue {
+            // The driver takes no frames for an interface that is down, and reports an error for one that is gone.
+            let mut fds = [PollFd::new(queue.as_fd(), PollFlags::POLLOUT)];
+            let _ = poll(&mut fds, PollTimeout::ZERO);
+            let seen = fds[0].revents().unwrap_or(PollFlags::empty());
+            return if seen.contains(PollFlags::POLLERR) {
+                State::Gone
+            } else if seen.contains(PollFlags::POLLOUT) {
+                State::Up
+            } else {
+                State::Down
+            };
+        }
+        match self.by_name(libc::SIOCGIFFLAGS, |_| {}) {
+            // SAFETY: SIOCGIFFLAGS fills this member.
+            Ok(reply) if unsafe { reply.ifr_ifru.ifru_flags } & libc::IFF_UP as i16 != 0 => State::Up,
+            Ok(_) => State::Down,
+            // Most likely it was moved to another namespace: nobody can say what it does there.
+            Err(_) => State::Up,
+        }
+    }
+
+    /// Switches it off, as after its making only the host switches it on.
+    ///
+    /// # Errors
+    /// The kernel refuses, or it is not in this process's namespace.
+    pub fn set_down(&self) -> io::Result<()> {
+        // SAFETY: SIOCGIFFLAGS fills this member.
+        let flags = unsafe { self.by_name(libc::SIOCGIFFLAGS, |_| {})?.ifr_ifru.ifru_flags };
+        self.by_name(libc::SIOCSIFFLAGS, |r| {
+            r.ifr_ifru.ifru_flags = flags & !(libc::IFF_UP as i16);
+        })?;
+        Ok(())
+    }
+
+    /// Its index, if it is in this process's namespace.
+    pub fn index(&self) -> Option<u32> {
+        index(&self.name)
+    }
+
+    /// Its address.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn mac(&self) -> io::Result<[u8; 6]> {
+        let reply = self.request(libc::SIOCGIFHWADDR, |_| {})?;
+        // SAFETY: SIOCGIFHWADDR fills this member.
+        let bytes = unsafe { reply.ifr_ifru.ifru_hwaddr.sa_data };
+        Ok(std::array::from_fn(|i| bytes[i] as u8))
+    }
+
+    /// Gives it another address.
+    ///
+    /// # Errors
+    /// The kernel refuses it.
+    pub fn set_mac(&self, mac: [u8; 6]) -> io::Result<()> {
+        self.request(libc::SIOCSIFHWADDR, |r| {
+            // SAFETY: an all-zero sockaddr is valid.
+            let mut address: libc::sockaddr = unsafe { MaybeUninit::zeroed().assume_init() };
+            address.sa_family = libc::ARPHRD_ETHER;
+            for (to, from) in address.sa_data.iter_mut().zip(mac) {
+                *to = from as libc::c_char;
+            }
+            r.ifr_ifru.ifru_hwaddr = address;
+        })?;
+        Ok(())
+    }
+
+    /// The payload size it is set to, in bytes, if it is in this process's namespace.
+    pub fn mtu(&self) -> Option<u32> {
+        let reply = self.by_name(libc::SIOCGIFMTU, |_| {}).ok()?;
+        // SAFETY: SIOCGIFMTU fills this member.
+        u32::try_from(unsafe { reply.ifr_ifru.ifru_mtu }).ok()
+    }
+
+    /// Sets its payload size, in bytes.
+    ///
+    /// # Errors
+    /// The kernel refuses it, or it is not in this process's namespace.
+    pub fn set_mtu(&self, mtu: u16) -> io::Result<()> {
+        self.by_name(libc::SIOCSIFMTU, |r| r.ifr_ifru.ifru_mtu = mtu.into())?;
+        Ok(())
+    }
+
+    /// By the TAP queue if there is one, else by name.
+    fn request(&self, code: libc::c_ulong, fill: impl FnOnce(&mut libc::ifreq)) -> io::Result<libc::ifreq> {
+        match &self.queue {
+            Some(queue) => ioctl(queue.as_fd(), code, &self.name, fill),
+            None => self.by_name(code, fill),
+        }
+    }
+
+    fn by_name(&self, code: libc::c_ulong, fill: impl FnOnce(&mut libc::ifreq)) -> io::Result<libc::ifreq> {
+        let socket = socket(
+            AddressFamily::Inet,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            None,
+        )?;
+        ioctl(socket.as_fd(), code, &self.name, fill)
+    }
+}
+
+/// Index of the interface `name` in this process's network namespace.
+pub fn index(name: &str) -> Option<u32> {
+    let name = std::ffi::CString::new(name).ok()?;
+    // SAFETY: a NUL-terminated string.
+    Some(unsafe { libc::if_nametoindex(name.as_ptr()) }).filter(|&i| i != 0)
+}
+
+/// Makes a TAP interface `name`, which is gone again when this returns: why it can't be made.
+///
+/// # Errors
+/// Opening [`TUN_DEVICE`] or making the interface failed.
+pub fn try_tap(name: &str) -> io::Result<()> {
+    let device = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(TUN_DEVICE)?;
+    ioctl(device.as_fd(), libc::TUNSETIFF, name, |r| {
+        r.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
+    })?;
+    Ok(())
+}
+
+/// One request about an interface to the kernel; its answer.
+fn ioctl(
+    fd: BorrowedFd<'_>,
+    code: libc::c_ulong,
+    name: &str,
+    fill: impl FnOnce(&mut libc::ifreq),
+) -> io::Result<libc::ifreq> {
+    // SAFETY: all-zero is a valid value of this plain C struct.
+    let mut request: libc::ifreq = unsafe { MaybeUninit::zeroed().assume_init() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(MAX_NAME)) {
+        *to = from as libc::c_char;
+    }
+    fill(&mut request);
+    // SAFETY: every code used here takes a pointer to an ifreq, which lives for the time of the call.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), code, &raw mut request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(request)
+}
+
+/// Keeps DPDK's TAP driver from using signals. Call before any device is attached.
+///
+/// It asks the kernel for a real-time signal for every frame, and looks at a queue only after one came. Each costs
+/// more than the frame itself; when their queue is full the kernel sends SIGIO, which ends the process. A driver
+/// that finds every real-time signal taken does without: it looks whenever it is asked to.
+pub fn take_realtime_signals() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    for signal in libc::SIGRTMIN()..=libc::SIGRTMAX() {
+        // SAFETY: an all-zero sigaction is valid; the handler does nothing, so it may run anywhere. Nobody else in this
+        // process uses these signals: the C library keeps those that it needs below SIGRTMIN.
+        unsafe {
+            let mut action: libc::sigaction = MaybeUninit::zeroed().assume_init();
+            action.sa_sigaction = nothing as *const () as usize;
+            action.sa_flags = libc::SA_RESTART;
+            libc::sigaction(signal, &action, std::ptr::null_mut());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_interface_is_known() {
+        assert!(index("lo").is_some() && index("no-such-netdev").is_none());
+        let lo = Netdev::new("lo", None);
+        assert_eq!(lo.mac().unwrap(), [0; 6]);
+        assert!(lo.mtu().unwrap() >= 1500 && lo.state() != State::Gone);
+        assert_eq!(Netdev::new("no-such-netdev", None).state(), State::Up);
+    }
+
+    #[test]
+    fn a_name_that_is_taken_is_no_tap() {
+        assert!(try_tap("lo").is_err());
+    }
+}
