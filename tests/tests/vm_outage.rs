@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use vm_harness::{Vm, guest};
+use vswitch_common::fault::{self, Point};
 use vswitch_tests::vm::{self, Failed, Monitor, Outcome};
 use vswitch_tests::{Switch, eventually};
 
@@ -185,6 +186,29 @@ fn shim_is_killed_ten_times_under_load() -> Outcome {
     }
     switch.wait_for_free_mbufs(free);
     println!("{}", switch.counters());
+    switch.stop();
+    Ok(())
+}
+
+/// A shim that dies again and again between two writes to its guest's rings, each time with descriptors in flight: what
+/// the guest copies arrives whole.
+#[test]
+fn shim_dies_between_two_writes_during_a_copy() -> Outcome {
+    const MIB: u32 = 2;
+    let switch = Switch::with_ports(&[1, 2]);
+    let free = switch.free_mbufs();
+    let at = format!("{}@60", Point::UsedWritten.name());
+    let mut one = vm::client(&switch, 1).env(fault::VARIABLE, &at).spawn()?;
+    let mut two = vm::client(&switch, 2).spawn()?;
+    vm::boot(&mut [&mut one, &mut two])?;
+    let limit = Duration::from_secs(200);
+    let copy = guest::copy_file(one.serial()?, two.serial()?, "10.0.0.2", MIB, limit)?;
+    let deaths = said(&one, "was killed by signal");
+    println!("{MIB} MiB in {:.1} s; {deaths} shims died at {at}", copy.seconds);
+    assert!(copy.is_intact() && copy.bytes == u64::from(MIB) << 20, "{copy:?}");
+    assert!(deaths >= 3, "{}", one.stderr());
+    drop((one, two));
+    switch.wait_for_free_mbufs(free);
     switch.stop();
     Ok(())
 }
