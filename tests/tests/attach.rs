@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use vswitch_common::port::message::{Hello, MAX_LEN, Reason, Text};
 use vswitch_common::port::{RingRole, ring_name};
 use vswitch_common::stats::Counter;
@@ -177,7 +178,9 @@ fn messages_out_of_turn_are_refused() {
 #[test]
 fn half_open_connections_hinder_nobody() {
     let switch = Switch::with_ports(&[1, 2]);
-    let crowd: Vec<Raw> = (0..300).map(|_| raw(&switch)).collect();
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    let crowd: Vec<Raw> = (0..1000).map(|_| raw(&switch)).collect();
     let start = Instant::now();
     let mut one = Bare::attached(&switch, 1);
     let took = start.elapsed();
