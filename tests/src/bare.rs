@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use vswitch_common::fault::{self, Point};
@@ -104,7 +104,6 @@ impl Traffic {
     }
 
     fn line(&self) -> String {
-        let hex = |mac: Mac| mac.map(|b| format!("{b:02x}")).concat();
         format!(
             "traffic id={} expect={} source={} destination={} send={} receive={} min={} max={} window={} rate={} \
              echo={} seconds={}",
@@ -122,6 +121,51 @@ impl Traffic {
             self.seconds
         )
     }
+}
+
+/// Numbered frames without end, both ways at once, for a client that may be killed in their midst: see
+/// [`crate::stream::Watch`].
+#[derive(Debug, Clone, Copy)]
+pub struct Load {
+    /// Stream that is sent, from number 0 on.
+    pub id: u16,
+    /// First stream and first number in it that may come. With `echo`, its own.
+    pub expect: u16,
+    pub floor: u64,
+    pub source: Mac,
+    pub destination: Mac,
+    /// Frames a second at most. 0: as many as it can.
+    pub rate: u64,
+    /// What is sent comes back with its addresses exchanged.
+    pub echo: bool,
+}
+
+impl Load {
+    fn line(&self) -> String {
+        format!(
+            "load id={} expect={} floor={} source={} destination={} rate={} echo={}",
+            self.id,
+            self.expect,
+            self.floor,
+            hex(self.source),
+            hex(self.destination),
+            self.rate,
+            u8::from(self.echo)
+        )
+    }
+}
+
+/// How long an attach took, from asking on.
+#[derive(Debug, Clone, Copy)]
+pub struct AttachTime {
+    /// Until the switch let the client have its port.
+    pub granted: Duration,
+    /// Until it could send.
+    pub attached: Duration,
+}
+
+fn hex(mac: Mac) -> String {
+    mac.map(|b| format!("{b:02x}")).concat()
 }
 
 impl Bare {
@@ -193,6 +237,27 @@ impl Bare {
         format!("attach {} {port} {queues} {}", self.socket.display(), self.name)
     }
 
+    /// Attaches to `port` with one queue pair, and says how long that took.
+    ///
+    /// # Panics
+    /// If it is refused.
+    #[track_caller]
+    pub fn attach_timed(&mut self, port: u16) -> AttachTime {
+        let start = Instant::now();
+        let answer = self
+            .attach(port, 1)
+            .unwrap_or_else(|e| panic!("{}: port {port}: {e}", self.name));
+        let attached = start.elapsed();
+        let granted = answer.split_once("granted_us=").map(|(_, n)| n.parse());
+        let Some(Ok(us)) = granted else {
+            panic!("{}: no time in {answer:?}", self.name)
+        };
+        AttachTime {
+            granted: Duration::from_micros(us),
+            attached,
+        }
+    }
+
     /// Attaches to `port`.
     ///
     /// # Errors
@@ -212,6 +277,39 @@ impl Bare {
         &mut self.child
     }
 
+    /// Starts a load, which goes on until [`Bare::stop_load`], its death, or a frame that should not have come.
+    #[track_caller]
+    pub fn start_load(&mut self, load: &Load) {
+        self.tell(&load.line());
+    }
+
+    /// Ends a load.
+    ///
+    /// # Panics
+    /// If a frame came that should not have.
+    #[track_caller]
+    pub fn stop_load(&mut self) -> Report {
+        self.tell("stop");
+        let report = self.report();
+        let name = &self.name;
+        let stopped = self.answers.recv_timeout(PATIENCE);
+        assert!(stopped.is_ok_and(|line| line == "ok"), "{name} does not stop");
+        report
+    }
+
+    /// Kills it and checks that none of its answers, read or not, was a complaint.
+    ///
+    /// # Panics
+    /// If one was.
+    #[track_caller]
+    pub fn kill_content(&mut self) {
+        self.kill();
+        while let Some(answer) = self.answer_unless_dead(PATIENCE) {
+            let name = &self.name;
+            answer.unwrap_or_else(|why| panic!("{name}: {why}"));
+        }
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
         self.child.signal(signal);
@@ -228,28 +326,31 @@ impl Bare {
     /// If it is dead.
     #[track_caller]
     pub fn tell(&mut self, line: &str) {
-        writeln!(self.input, "{line}").unwrap_or_else(|e| panic!("{}: {line}: {e}", self.name));
+        let alive = self.tell_if_alive(line);
+        assert!(alive, "{} is dead: {line}", self.name);
+    }
+
+    /// The answer to the earliest command that has none yet; `None` if it dies before it gives one.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[track_caller]
+    pub fn answer_unless_dead(&mut self, limit: Duration) -> Option<Result<String, String>> {
+        let line = match self.answers.recv_timeout(limit) {
+            Ok(line) => line,
+            Err(RecvTimeoutError::Timeout) => panic!("{} does not answer within {limit:?}", self.name),
+            Err(RecvTimeoutError::Disconnected) => return None,
+        };
+        match line.split_once(' ').unwrap_or((&line, "")) {
+            ("ok", rest) => Some(Ok(rest.to_owned())),
+            ("error", rest) => Some(Err(rest.to_owned())),
+            _ => panic!("{} says {line:?}", self.name),
+        }
     }
 
     /// Tells it something; false if it is dead.
     pub fn tell_if_alive(&mut self, line: &str) -> bool {
         writeln!(self.input, "{line}").is_ok()
-    }
-
-    /// Has it answered the earliest command that has no answer yet? False if it is dead.
-    ///
-    /// # Panics
-    /// If it is alive and does not answer, or says that it went wrong.
-    #[track_caller]
-    pub fn answers(&mut self, limit: Duration) -> bool {
-        match self.answers.recv_timeout(limit) {
-            Ok(line) => {
-                assert!(line.starts_with("ok"), "{} says {line:?}", self.name);
-                true
-            }
-            Err(RecvTimeoutError::Disconnected) => false,
-            Err(RecvTimeoutError::Timeout) => panic!("{} does not answer within {limit:?}", self.name),
-        }
     }
 
     /// The answer to the earliest command that has none yet.
@@ -261,17 +362,9 @@ impl Bare {
     /// If it does not answer, or dies.
     #[track_caller]
     pub fn answer(&mut self, limit: Duration) -> Result<String, String> {
-        let line = match self.answers.recv_timeout(limit) {
-            Ok(line) => line,
-            Err(RecvTimeoutError::Timeout) => panic!("{} does not answer within {limit:?}", self.name),
-            Err(RecvTimeoutError::Disconnected) => {
-                panic!("{} died: {:?}", self.name, self.child.wait(PATIENCE))
-            }
-        };
-        match line.split_once(' ').unwrap_or((&line, "")) {
-            ("ok", rest) => Ok(rest.to_owned()),
-            ("error", rest) => Err(rest.to_owned()),
-            _ => panic!("{} says {line:?}", self.name),
+        match self.answer_unless_dead(limit) {
+            Some(answer) => answer,
+            None => panic!("{} died: {:?}", self.name, self.child.wait(PATIENCE)),
         }
     }
 

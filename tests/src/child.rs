@@ -133,6 +133,19 @@ pub fn is_dead(pid: i32) -> bool {
     }
 }
 
+/// Children of process `pid`, dead and not yet collected ones among them.
+pub fn children(pid: i32) -> Vec<i32> {
+    let Ok(tasks) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return Vec::new();
+    };
+    let lists = tasks
+        .flatten()
+        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().flat_map(str::parse).collect::<Vec<i32>>())
+        .collect()
+}
+
 fn append(path: &Path) -> File {
     OpenOptions::new()
         .create(true)

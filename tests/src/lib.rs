@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`switch`] | a `dpdk-vswitchd` of one's own, from start to a clean end |
 //! | [`bare`] | a DPDK secondary that does as it is told, good or bad |
+//! | [`bystanders`] | two clients with traffic that must not suffer |
+//! | [`torture`] | the torture campaign, small and large |
 //! | [`attach`] | raw messages on the attach socket |
 //! | [`frames`] | Ethernet frames of every kind |
 //! | [`stream`] | numbered frames whose contents can be checked |
@@ -20,6 +22,7 @@
 
 pub mod attach;
 pub mod bare;
+pub mod bystanders;
 pub mod child;
 pub mod fake_host;
 pub mod frames;
@@ -31,6 +34,7 @@ pub mod prerequisites;
 pub mod programs;
 pub mod stream;
 pub mod switch;
+pub mod torture;
 pub mod traced;
 pub mod vm;
 pub mod wait;

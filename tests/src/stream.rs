@@ -12,7 +12,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::frames::{EXPERIMENT, Mac};
+use crate::frames::{EXPERIMENT, Frame, Mac};
 
 /// Bytes before the filling.
 pub const HEADER: usize = 34;
@@ -262,6 +262,51 @@ impl Receiver {
     }
 }
 
+/// Watches frames of streams that follow each other, as each time their sender is replaced: in a stream numbers may be
+/// missing but only rise, and once a stream has begun nothing of an earlier one comes any more. What breaks that
+/// was delivered twice, or was meant for somebody who is dead.
+#[derive(Debug)]
+pub struct Watch {
+    /// Of any of the streams; its id does not matter.
+    like: Stream,
+    id: u16,
+    next: u64,
+}
+
+impl Watch {
+    /// From number `floor` of stream `id` on. All streams have the addresses and lengths of `like`.
+    pub fn new(like: Stream, id: u16, floor: u64) -> Watch {
+        Watch {
+            like,
+            id,
+            next: floor,
+        }
+    }
+
+    /// Looks at a frame.
+    ///
+    /// # Errors
+    /// What is wrong with it.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
+        let Some(label) = Label::of(bytes).filter(|l| l.data) else {
+            return Err(format!("a frame of nobody's: {:?}", Frame::new(bytes)));
+        };
+        if !self.like.is_intact(&label, bytes) {
+            return Err(format!("an altered frame: {label:?} {:?}", Frame::new(bytes)));
+        }
+        // Ids go round.
+        let newer = label.stream.wrapping_sub(self.id) as i16;
+        if newer < 0 || (newer == 0 && label.number < self.next) {
+            return Err(format!(
+                "a frame that is stale or came twice: {label:?} after number {} of stream {}",
+                self.next, self.id
+            ));
+        }
+        (self.id, self.next) = (label.stream, label.number + 1);
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,6 +353,39 @@ mod tests {
         let mut count = frame(2);
         count[33] ^= 1;
         assert_eq!(report_of(&[bad, short, count]).altered, 3);
+    }
+
+    #[test]
+    fn a_watch_lets_gaps_pass_and_nothing_else() {
+        let of = |stream: u16, number: u64| {
+            let mut room = [0; 2048];
+            let label = Label {
+                stream,
+                data: true,
+                number,
+                received: 0,
+            };
+            let len = STREAM.write(&label, &mut room);
+            room[..len].to_vec()
+        };
+        let watched = |frames: &[(u16, u64)]| {
+            let mut watch = Watch::new(STREAM, u16::MAX, 7);
+            frames.iter().all(|&(s, n)| watch.take(&of(s, n)).is_ok())
+        };
+        assert!(watched(&[(u16::MAX, 7), (u16::MAX, 9), (0, 0), (0, 5), (2, 1)]));
+        for wrong in [
+            &[(u16::MAX, 6)][..],
+            &[(u16::MAX, 8), (u16::MAX, 8)],
+            &[(u16::MAX, 9), (u16::MAX, 8)],
+            &[(1, 0), (u16::MAX, 100)],
+            &[(u16::MAX - 1, 100)],
+        ] {
+            assert!(!watched(wrong), "{wrong:?}");
+        }
+        let mut altered = of(0, 0);
+        altered[40] ^= 1;
+        assert!(Watch::new(STREAM, 0, 0).take(&altered).is_err());
+        assert!(Watch::new(STREAM, 0, 0).take(&[0; 60]).is_err());
     }
 
     #[test]

@@ -13,15 +13,13 @@
 //! QEMU and the guest image are those of `scripts/build-qemu` and `scripts/build-image` (or `$QEMU` and `$VM_IMAGE`),
 //! which make them if they are not there yet. `$ACCEL` may be `kvm`.
 
-use std::fs;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vm_harness::{Accel, Vm, VmBuilder, guest};
 
-use crate::child::is_dead;
+use crate::child::{children, is_dead};
 use crate::programs;
 use crate::switch::Switch;
 
@@ -173,20 +171,8 @@ pub fn boot_id(vm: &mut Vm) -> Result<String, Failed> {
 /// Process ids of the shims that this VM's QEMU has started and not yet buried.
 #[must_use]
 pub fn shims(vm: &Vm) -> Vec<i32> {
-    let Ok(tasks) = fs::read_dir(Path::new("/proc").join(vm.pid().to_string()).join("task")) else {
-        return Vec::new();
-    };
-    let children = tasks
-        .flatten()
-        .filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
-    children
-        .flat_map(|list| {
-            list.split_whitespace()
-                .filter_map(|pid| pid.parse().ok())
-                .collect::<Vec<i32>>()
-        })
-        .filter(|&pid| !is_dead(pid))
-        .collect()
+    let pid = i32::try_from(vm.pid()).expect("process ids are positive");
+    children(pid).into_iter().filter(|&pid| !is_dead(pid)).collect()
 }
 
 /// The one shim of this VM.

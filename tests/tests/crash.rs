@@ -5,57 +5,22 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use vswitch_common::stats::Counter;
 use vswitch_tests::bare::Traffic;
+use vswitch_tests::bystanders::Bystanders;
 use vswitch_tests::frames::{BROADCAST, mac};
 use vswitch_tests::{Bare, Frame, Switch, eventually, wait};
 
 /// Longest silence that traffic beside a crash may see; a busy machine's scheduler has its part in it.
-const OUTAGE_US: u64 = 500_000;
+const OUTAGE: Duration = Duration::from_millis(500);
 
-/// Two clients with traffic between them at a steady pace, beside which things happen.
-struct Pair {
-    clients: [Bare; 2],
-    count: u64,
-}
+/// Frames a second of the bystanders, each way.
+const PACE: u64 = 20_000;
 
-impl Pair {
-    #[track_caller]
-    fn start(switch: &Switch, ports: [u16; 2], seconds: u64) -> Pair {
-        const RATE: u64 = 20_000;
-        let mut clients = ports.map(|n| Bare::attached(switch, n));
-        let count = seconds * RATE;
-        let one = Traffic {
-            source: mac(0x61),
-            destination: mac(0x62),
-            rate: RATE,
-            ..Traffic::both_ways(count).0
-        };
-        // Each learns where the other is before the rest of the world can be flooded with it.
-        for (i, (to, from)) in [(mac(0x61), mac(0x62)), (mac(0x62), mac(0x61))]
-            .into_iter()
-            .enumerate()
-        {
-            clients[1 - i].send(&[Frame::marked(to, from, 0, 60)]);
-            clients[i].receive(1);
-        }
-        clients[0].start_traffic(&one);
-        clients[1].start_traffic(&one.peer());
-        Pair { clients, count }
-    }
-
-    /// All of it arrived, without a long silence.
-    #[track_caller]
-    fn finish(mut self) -> [Bare; 2] {
-        for client in &mut self.clients {
-            let report = client.report();
-            println!(
-                "beside it: {} frames, longest gap {} us",
-                report.received, report.gap_us
-            );
-            report.assert_own(self.count);
-            assert!(report.gap_us < OUTAGE_US, "{report:?}");
-        }
-        self.clients
-    }
+/// Nothing that is done beside them makes a long pause.
+#[track_caller]
+fn finish(bystanders: Bystanders) -> [Bare; 2] {
+    let (clients, calm) = bystanders.finish();
+    assert!(calm.silence < OUTAGE, "{calm:?}");
+    clients
 }
 
 /// A client dead at rest: with empty mbufs in hand, frames in hand, frames waiting on its ring.
@@ -88,55 +53,6 @@ fn a_client_killed_at_rest_costs_nothing() {
     eventually("the stats segment says so too", || {
         switch.snapshot().pool_free == free
     });
-    switch.assert_frames_accounted();
-}
-
-#[test]
-fn clients_killed_under_load() {
-    const KILLS: u64 = 24;
-    let switch = Switch::with_ports(&[1, 2, 3, 4]);
-    let free = switch.free_mbufs();
-    let pair = Pair::start(&switch, [1, 2], 5);
-    let load = |from: u8, to: u8| Traffic {
-        id: 900 + u16::from(from),
-        expect: 900 + u16::from(to),
-        source: mac(from),
-        destination: mac(to),
-        send: u64::MAX,
-        receive: u64::MAX,
-        window: 0,
-        rate: 20_000,
-        ..Traffic::default()
-    };
-    let mut loaded: Vec<Bare> = Vec::new();
-    for (port, other) in [(3, 4), (4, 3)] {
-        let mut client = Bare::attached(&switch, port.into());
-        client.start_traffic(&load(port, other));
-        loaded.push(client);
-    }
-    let mut times = Vec::new();
-    for kill in 0..KILLS {
-        let victim = (kill % 2) as usize;
-        let (port, other) = [(3, 4), (4, 3)][victim];
-        let mut successor = Bare::start(&switch, "successor");
-        std::thread::sleep(Duration::from_micros(kill * 7919 % 20_000));
-        loaded[victim].kill();
-        let start = Instant::now();
-        successor.attach(port.into(), 1).unwrap();
-        times.push(start.elapsed());
-        successor.start_traffic(&load(port, other));
-        loaded[victim] = successor;
-    }
-    times.sort();
-    println!(
-        "killed to attached again, {KILLS} times: median {:?}, longest {:?}",
-        times[times.len() / 2],
-        times[times.len() - 1]
-    );
-    assert!(times[times.len() / 2] < Duration::from_millis(500), "{times:?}");
-    drop(loaded);
-    drop(pair.finish());
-    switch.wait_for_free_mbufs(free);
     switch.assert_frames_accounted();
 }
 
@@ -183,8 +99,7 @@ fn a_stopped_client_costs_others_nothing() {
     let free = switch.free_mbufs();
     let mut stopped = Bare::attached(&switch, 3);
     stopped.signal(Signal::SIGSTOP);
-    let pair = Pair::start(&switch, [1, 2], 2);
-    let mut clients = pair.finish();
+    let mut clients = finish(Bystanders::start(&switch, [1, 2], PACE, 2));
     let frames: Vec<Frame> = (0..100)
         .map(|n| Frame::marked(BROADCAST, mac(9), n, 300))
         .collect();
@@ -236,7 +151,7 @@ fn a_stopped_client_whose_port_is_deleted() {
 fn a_port_replaced_under_load() {
     let switch = Switch::with_ports(&[1, 2, 3]);
     let free = switch.free_mbufs();
-    let pair = Pair::start(&switch, [1, 2], 3);
+    let bystanders = Bystanders::start(&switch, [1, 2], PACE, 3);
     for _ in 0..6 {
         let mut old = Bare::attached(&switch, 3);
         old.start_traffic(&Traffic {
@@ -256,21 +171,8 @@ fn a_port_replaced_under_load() {
         switch.vsctl("add-port br0 dpdkr3 -- set Interface dpdkr3 type=dpdkr");
         let _new = Bare::attached(&switch, 3);
     }
-    let mut clients = pair.clients;
-    for client in &mut clients {
-        // Frames of the third port come between; its own stream must be whole.
-        let report = client.report();
-        assert_eq!(
-            (
-                report.received,
-                report.lost,
-                report.doubled,
-                report.late,
-                report.altered
-            ),
-            (pair.count, 0, 0, 0, 0)
-        );
-    }
+    // Frames of the third port come between; their own stream must be whole.
+    let (clients, _) = bystanders.finish();
     drop(clients);
     switch.wait_for_free_mbufs(free);
 }

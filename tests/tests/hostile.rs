@@ -5,38 +5,23 @@ use std::time::Duration;
 use vswitch_common::port::QUOTA;
 use vswitch_common::port::message::Reason;
 use vswitch_common::stats::Counter;
-use vswitch_tests::bare::Traffic;
+use vswitch_tests::bystanders::Bystanders;
 use vswitch_tests::frames::{BROADCAST, mac};
 use vswitch_tests::{Bare, Frame, Switch, pcap, wait};
 
-/// Frames each way between the two that must not notice.
-const BESIDE: u64 = 30_000;
+/// Frames a second each way between the two that must not notice, and for how long.
+const PACE: u64 = 20_000;
+const SECONDS: u64 = 2;
 
 /// `hostile` on port 1 does its worst beside a pair on 2 and 3; `victim` is on 4. In the end every mbuf is back.
 fn beside_traffic(act: impl FnOnce(&Switch, &mut Bare, &mut Bare)) {
     let switch = Switch::with_ports(&[1, 2, 3, 4]);
     let free = switch.free_mbufs();
-    let mut pair = [2, 3].map(|n| Bare::attached(&switch, n));
+    let bystanders = Bystanders::start(&switch, [2, 3], PACE, SECONDS);
     let mut victim = Bare::attached(&switch, 4);
     let mut hostile = Bare::attached(&switch, 1);
-    let plan = Traffic {
-        source: mac(0x61),
-        destination: mac(0x62),
-        rate: 20_000,
-        ..Traffic::both_ways(BESIDE).0
-    };
-    pair[1].send(&[Frame::marked(plan.source, plan.destination, 0, 60)]);
-    pair[0].send(&[Frame::marked(plan.destination, plan.source, 0, 60)]);
-    for client in [&mut pair[0], &mut hostile, &mut victim] {
-        client.receive(1);
-    }
-    pair[1].receive(1);
-    pair[0].start_traffic(&plan);
-    pair[1].start_traffic(&plan.peer());
     act(&switch, &mut hostile, &mut victim);
-    for client in &mut pair {
-        client.report().assert_own(BESIDE);
-    }
+    let (pair, _) = bystanders.finish();
     hostile.kill();
     // The port is as good as new for the next one.
     let mut next = Bare::attached(&switch, 1);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use dpdk_vswitchd::memory;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vswitch_tests::bare::Traffic;
@@ -135,14 +136,45 @@ fn a_killed_database_is_replaced() {
     });
 }
 
+/// Most of the host's hugepages are a dead switch's, and one of its clients keeps them by being alive: the next switch
+/// waits for it, where it must not fail for want of memory.
 #[test]
-fn many_starts_in_a_row_leak_nothing() {
-    let mut switch = Switch::with_ports(&[1]);
-    for _ in 0..5 {
-        Bare::attached(&switch, 1);
-        switch.end();
-        switch.leftovers().assert_none();
-        switch.restart();
-    }
+fn a_dead_switchs_memory_is_waited_for() {
+    let free: u64 = memory::hugepages().iter().map(|p| p.free * p.size).sum();
+    let mut switch = Switch::builder().memory((free >> 20) * 6 / 10).start();
+    switch.add_bridge("br0", &[1]);
+    let mut client = Bare::attached(&switch, 1);
+    switch.kill();
+    let end = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(1));
+        client.kill();
+    });
+    switch.restart_at_once();
+    end.join().unwrap();
+    println!("ready after {:?}", switch.start_time());
+    Bare::attached(&switch, 1);
+    switch.stop();
+}
+
+/// A second switch on the same directory does not start, says why, and does the first no harm.
+#[test]
+fn a_second_switch_is_refused() {
+    let switch = Switch::with_ports(&[1, 2]);
+    let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
+    let output = switch.command().output().unwrap();
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let why = format!(
+        "a switch uses the run-time directory {} already: already running as process {}",
+        switch.rundir().display(),
+        switch.pid()
+    );
+    assert!(
+        !output.status.success() && complaint.contains(&why),
+        "{}: {complaint}",
+        output.status
+    );
+    frames_pass(&mut one, &mut two);
+    Bare::start(&switch, "another").attach(1, 1).unwrap_err();
+    drop((one, two));
     switch.stop();
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use nix::sys::signal::Signal;
 use vswitch_common::fault::{self, Point};
 
-use crate::child::Child;
+use crate::child::{Child, children, is_dead};
 use crate::programs;
 use crate::switch::Switch;
 
@@ -58,6 +58,11 @@ impl Shim {
     /// From its next start on it dies when it comes by `point` for the `n`-th time; `None`: no longer.
     pub fn doom(&mut self, at: Option<(Point, u64)>) {
         self.fault = at.map(|(point, n)| format!("{}@{n}", point.name()));
+    }
+
+    /// The process that serves the port, a child of [`Shim::process`]; `None` if there is none now.
+    pub fn server(&self) -> Option<i32> {
+        children(self.child.pid()).into_iter().find(|&pid| !is_dead(pid))
     }
 
     /// Its process.

@@ -99,6 +99,7 @@ impl Drop for Testpmd {
             eprintln!("---- testpmd's log ----\n{}", self.log());
         }
         self.child.kill();
+        let _ = std::fs::remove_file(&self.socket);
         dpdk_vswitchd::memory::remove_files(&self.prefix);
         let _ = std::fs::remove_dir_all(Path::new("/var/run/dpdk").join(&self.prefix));
     }

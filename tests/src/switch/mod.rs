@@ -171,8 +171,14 @@ impl Switch {
     /// Starts the process, which must not run, and waits until it is ready.
     #[track_caller]
     fn launch(&mut self) {
-        assert!(self.child.is_none(), "the switch runs already");
         prerequisites::hugepages(self.builder.memory_mb);
+        self.restart_at_once();
+    }
+
+    /// Starts it again as [`Switch::restart`], even if there are too few free hugepages at this moment.
+    #[track_caller]
+    pub fn restart_at_once(&mut self) {
+        assert!(self.child.is_none(), "the switch runs already");
         let start = Instant::now();
         let seen = self.log().len();
         let mut child = Child::start(&mut self.command(), &self.log_file());

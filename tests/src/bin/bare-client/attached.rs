@@ -26,6 +26,8 @@ pub struct Client {
     /// Kept by `take` and `hold`.
     kept: Vec<Mbuf>,
     pub steps: Steps,
+    /// The next command has been read already.
+    pub told: bool,
 }
 
 /// EAL's arguments of a client: any CPU will do, and no word on standard output.
@@ -42,9 +44,11 @@ impl Client {
     pub fn attach(&mut self, mut words: Words<'_>) -> Result<String, String> {
         let socket = words.next()?;
         let hello = Hello::new(words.number()?, words.number()?, words.next()?);
+        let start = Instant::now();
         let turn = Connection::open(Path::new(socket), &hello)
             .and_then(Connection::wait)
             .map_err(|e| e.to_string())?;
+        let granted = start.elapsed().as_micros();
         let prefix = turn.file_prefix();
         let mut attachment = turn
             .init_eal("bare-client", &eal_args())
@@ -52,7 +56,7 @@ impl Client {
         self.port = hello.port;
         self.queues = attachment.take_queue_pairs();
         let text = format!(
-            "carrier={} mtu={} prefix={prefix} queues={} version={}",
+            "carrier={} mtu={} prefix={prefix} queues={} version={} granted_us={granted}",
             u8::from(attachment.carrier()),
             attachment.mtu(),
             self.queues.len(),

@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use dpdk_sys as sys;
@@ -125,6 +126,18 @@ impl Client {
         }
         Ok(bells.len().to_string())
     }
+}
+
+/// `hog`: from now on a thread takes a MiB of memory each millisecond and uses it, until the process is killed for it.
+pub fn hog() -> String {
+    std::thread::spawn(|| {
+        let mut eaten: Vec<Vec<u8>> = Vec::new();
+        loop {
+            eaten.push(vec![eaten.len() as u8 | 1; 1 << 20]);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    String::new()
 }
 
 /// The ring `name`, as DPDK's directory of rings has it.

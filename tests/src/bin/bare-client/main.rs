@@ -7,6 +7,8 @@
 //! | `send QUEUE FRAME...` | sends frames (hexadecimal, `/START+OFFSET` for a half-done checksum) |
 //! | `receive COUNT MS` | up to COUNT frames that come within MS |
 //! | `traffic KEY=VALUE...` | a run of numbered frames, see [`traffic`] |
+//! | `load KEY=VALUE...`, `stop` | numbered frames until told to stop, see [`load`] |
+//! | `hog` | eats memory from now on, until that kills it |
 //! | `take COUNT`, `hold COUNT`, `release` | keeps empty mbufs, keeps received frames, gives all kept back |
 //! | `push`, `scribble`, `write`, `index`, `ring-bells` | what no honest client does, see [`hostile`] |
 //! | `hello`, `turn`, `eal`, `ready`, `again`, `detach` | the steps of an attach, one by one, see [`steps`] |
@@ -15,10 +17,13 @@
 
 mod attached;
 mod hostile;
+mod load;
 mod steps;
 mod traffic;
 
-use std::io::{BufRead, Write};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write, stdin};
+use std::os::fd::AsFd;
 use std::str::FromStr;
 
 use attached::Client;
@@ -44,7 +49,11 @@ impl<'a> Words<'a> {
 
 fn main() {
     let mut client = Client::default();
-    for line in std::io::stdin().lock().lines().map_while(Result::ok) {
+    let input = stdin().as_fd().try_clone_to_owned();
+    let mut input = BufReader::new(File::from(input.expect("standard input is open")));
+    let mut line = String::new();
+    while input.read_line(&mut line).is_ok_and(|n| n > 0) {
+        client.told = !input.buffer().is_empty();
         let answer = match client.command(&line) {
             Ok(text) => format!("ok {text}"),
             Err(text) => format!("error {text}"),
@@ -56,6 +65,7 @@ fn main() {
         {
             return;
         }
+        line.clear();
     }
 }
 
@@ -67,6 +77,9 @@ impl Client {
             "send" => self.send(words),
             "receive" => self.receive(words),
             "traffic" => self.traffic(words),
+            "load" => self.load(words),
+            "stop" => Ok(String::new()),
+            "hog" => Ok(hostile::hog()),
             "take" => self.take(words),
             "hold" => self.hold(words),
             "release" => self.release(),

@@ -70,7 +70,7 @@ impl Plan {
     }
 }
 
-fn mac(hex: &str) -> Result<Mac, String> {
+pub fn mac(hex: &str) -> Result<Mac, String> {
     let bits = u64::from_str_radix(hex, 16).map_err(|_| format!("{hex:?} is no MAC"))?;
     let [.., a, b, c, d, e, f] = bits.to_be_bytes();
     Ok([a, b, c, d, e, f])
