@@ -134,9 +134,13 @@ fn clients_killed_at_each_step_of_ring_operations() {
             doomed.expect_nothing();
             peer.send(&frames);
             let script = ["receive 10 1000", "take 4", "hold 5", &send, "release", "detach"];
-            let survived = script
-                .iter()
-                .all(|line| doomed.tell_if_alive(line) && doomed.answer_unless_dead(PATIENCE).is_some_and(|a| a.is_ok()));
+            let survived = script.iter().all(|line| {
+                doomed.tell_if_alive(line)
+                    && doomed
+                        .answer_unless_dead(PATIENCE)
+                        .inspect(|answer| assert!(answer.is_ok(), "{line}: {answer:?}"))
+                        .is_some()
+            });
             doomed.kill();
             let came = peer.collect(answers.len(), Duration::from_millis(30));
             assert!(

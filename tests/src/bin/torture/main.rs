@@ -18,7 +18,7 @@ const RESTARTS: usize = 100;
 struct Args {
     #[arg(value_enum, default_value_t = What::Campaign)]
     what: What,
-    /// How long clients, shims and the switch are killed; 100 restarts in a row come on top (about 3 minutes)
+    /// How long clients, shims and the switch are killed; 100 restarts in a row come on top (about a minute)
     #[arg(long, default_value_t = 5.0)]
     minutes: f64,
     /// What is done, in what order; the default is drawn from the clock
