@@ -4,8 +4,8 @@
 //! scripts decide and write, and how they take things back when the kernel does not do its part.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -28,8 +28,15 @@ pub type Tree = BTreeMap<PathBuf, String>;
 
 const KERNEL: &str = "6.1.0-fake";
 
+const CPU: &str = "processor\t: 0\nmodel name\t: A \"CPU\" at 2 \\GHz\n\
+                   flags\t\t: lm sse sse2 pni ssse3 sse4_1 sse4_2 cx16 pdpe1gb vmx\n";
+
+const OPTIONS: &str = "CONFIG_HUGETLBFS=y\nCONFIG_EVENTFD=y\nCONFIG_UNIX=y\nCONFIG_PROC_PAGE_MONITOR=y\n\
+                       CONFIG_IOMMU_SUPPORT=y\nCONFIG_VFIO_PCI=m\nCONFIG_UIO_PCI_GENERIC=m\nCONFIG_KVM=m\nCONFIG_TUN=m\n\
+                       CONFIG_VHOST_NET=m\nCONFIG_SECCOMP_FILTER=y\nCONFIG_SECURITY_LANDLOCK=y\n";
+
 impl FakeHost {
-    /// Two NUMA nodes with 100 hugepages of 2 MiB each, an IOMMU, vfio-pci in the kernel. `eth0` (0000:00:1f.6) carries
+    /// A host that lacks nothing. Two NUMA nodes with 100 hugepages of 2 MiB each, an IOMMU, vfio-pci in the kernel. `eth0` (0000:00:1f.6) carries
     /// the default route; `eth1` and `eth2` (0000:01:00.0 and .1) are an idle I350-T2.
     pub fn new() -> FakeHost {
         let host = FakeHost::empty();
@@ -45,11 +52,39 @@ impl FakeHost {
              eth0\t00000000\t0100000A\t0003\t0\t0\t0\t00000000\t0\t0\t0\n\
              eth0\t0000000A\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0\n",
         );
+        host.write("proc/cpuinfo", CPU);
+        host.write(
+            "proc/cmdline",
+            "root=/dev/sda1 intel_iommu=on iommu=pt isolcpus=2-3\n",
+        );
+        host.write("sys/devices/system/cpu/isolated", "2-3\n");
+        host.write(&format!("boot/config-{KERNEL}"), OPTIONS);
+        host.write("usr/lib/x86_64-linux-gnu/librte_eal.so.23.0", "");
+        for program in [
+            "ovsdb-server",
+            "ovsdb-tool",
+            "ovs-vsctl",
+            "ovs-appctl",
+            "dpdk-devbind.py",
+            "ip",
+            "lspci",
+        ] {
+            host.write(&format!("usr/bin/{program}"), "");
+            fs::set_permissions(
+                host.path(&format!("usr/bin/{program}")),
+                Permissions::from_mode(0o755),
+            )
+            .expect("ours to change");
+        }
+        for device in ["kvm", "vhost-net", "net/tun"] {
+            host.write(&format!("dev/{device}"), "");
+        }
         host.directory("dev/hugepages");
         host.directory("etc/systemd/system");
         host.write("etc/group", "root:x:0:\nhugetlbfs:x:4242:\n");
         for node in 0..2 {
             host.set_pages(node, 100);
+            host.write(&pages_file(node).replace("nr_", "free_"), "60\n");
         }
         for driver in ["igb", "e1000e", "vfio-pci", "uio_pci_generic"] {
             host.write(&format!("sys/bus/pci/drivers/{driver}/bind"), "");
