@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -37,7 +36,7 @@ use crate::datapath::clock::Clock;
 use crate::datapath::ledger::Ledger;
 use crate::datapath::snapshot::Publisher;
 use crate::detach;
-use crate::eal_config::{EalConfig, Wishes};
+use crate::eal_config::{EalConfig, Wishes, runtime_base};
 use crate::memory;
 use crate::notify::notify;
 use crate::pmds::{MAX_PMDS, Pmds};
@@ -104,7 +103,7 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
         .iter()
         .try_for_each(|spec| levels.set(spec))
         .context("--log")?;
-    make_dir(&rundir)?;
+    rundir::prepare(&rundir).with_context(|| format!("run-time directory {}", rundir.display()))?;
     let _pidfile = Pidfile::create(&rundir.join("ovs-vswitchd.pid")).with_context(|| {
         format!(
             "a switch uses the run-time directory {} already",
@@ -171,14 +170,6 @@ fn level(verbose: u8) -> log::LevelFilter {
         1 => log::LevelFilter::Debug,
         _ => log::LevelFilter::Trace,
     }
-}
-
-fn make_dir(dir: &Path) -> anyhow::Result<()> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(dir)
-        .with_context(|| format!("run-time directory {}", dir.display()))
 }
 
 /// Each client takes a few descriptors, and the usual soft limit of 1024 is for the sake of select(2).
@@ -294,7 +285,8 @@ fn start_datapath(
     );
     let admission = Admission {
         file_prefix: prefix.clone(),
-        runtime_dir: std::env::var("RUNTIME_DIRECTORY").unwrap_or_default(),
+        // A client of another user would look elsewhere by itself.
+        runtime_dir: runtime_base().to_string_lossy().into_owned(),
     };
     let switch = Switch::new(Parts {
         ledger,

@@ -175,15 +175,19 @@ pub fn default_prefix(rundir: &Path) -> String {
 
 /// Where EAL keeps the files of `prefix`, by its own rules (before it runs and can be asked).
 pub fn runtime_dir(prefix: &str) -> PathBuf {
+    runtime_base().join("dpdk").join(prefix)
+}
+
+/// The directory in which EAL makes its own, `dpdk`; what `RUNTIME_DIRECTORY` is for it.
+pub fn runtime_base() -> PathBuf {
     let variable = |name| std::env::var_os(name).map(PathBuf::from);
-    let base = variable("RUNTIME_DIRECTORY").unwrap_or_else(|| {
+    variable("RUNTIME_DIRECTORY").unwrap_or_else(|| {
         if nix::unistd::getuid().is_root() {
             "/var/run".into()
         } else {
             variable("XDG_RUNTIME_DIR").unwrap_or_else(|| "/tmp".into())
         }
-    });
-    base.join("dpdk").join(prefix)
+    })
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use nix::unistd::{AccessFlags, access};
 use vswitch_common::mempool::BYTES_PER_MBUF;
 
 /// MiB taken by default, if the host has them.
@@ -18,7 +19,7 @@ pub struct Hugepages {
     /// All that are reserved, whoever uses them.
     pub total: u64,
     pub free: u64,
-    /// Where a hugetlbfs of that size is mounted.
+    /// Where a hugetlbfs of that size is mounted that this process may write to.
     pub mount: Option<PathBuf>,
 }
 
@@ -45,7 +46,7 @@ pub fn hugepages() -> Vec<Hugepages> {
                 size: kb << 10,
                 total: count("nr_hugepages")?,
                 free: count("free_hugepages")?,
-                mount: mount_point(&mounts, kb << 10),
+                mount: mount_points(&mounts, Some(kb << 10)).find(|m| may_write(m)),
             })
         })
         .collect();
@@ -53,9 +54,13 @@ pub fn hugepages() -> Vec<Hugepages> {
     pages
 }
 
-/// The first hugetlbfs in `mounts` (the text of /proc/mounts) with pages of `size` bytes.
-fn mount_point(mounts: &str, size: u64) -> Option<PathBuf> {
-    mounts.lines().find_map(|line| {
+fn may_write(dir: &Path) -> bool {
+    access(dir, AccessFlags::W_OK).is_ok()
+}
+
+/// Every hugetlbfs in `mounts` (the text of /proc/mounts), of pages of `size` bytes if that is given.
+fn mount_points(mounts: &str, size: Option<u64>) -> impl Iterator<Item = PathBuf> {
+    mounts.lines().filter_map(move |line| {
         let mut fields = line.split(' ');
         let (_, point, kind, options) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
         let page = options
@@ -67,7 +72,7 @@ fn mount_point(mounts: &str, size: u64) -> Option<PathBuf> {
             (n, "G") => n.parse::<u64>().ok()? << 30,
             _ => page.parse().ok()?,
         };
-        (kind == "hugetlbfs" && bytes == size).then(|| PathBuf::from(point))
+        (kind == "hugetlbfs" && size.is_none_or(|s| s == bytes)).then(|| PathBuf::from(point))
     })
 }
 
@@ -92,8 +97,9 @@ pub fn amount(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
     }
     if usable + unmounted >= need {
         return Err(format!(
-            "{unmounted} MiB of hugepages are free but no hugetlbfs is mounted for them; run: mkdir -p /dev/hugepages && \
-             mount -t hugetlbfs nodev /dev/hugepages"
+            "{unmounted} MiB of hugepages are free but there is no hugetlbfs for them that this user may write to; mount \
+             one (as root): mkdir -p /dev/hugepages && mount -t hugetlbfs nodev /dev/hugepages; or let this user's group \
+             use the one that is mounted: scripts/host-setup --group GROUP"
         ));
     }
     let want = asked.unwrap_or(DEFAULT_MB);
@@ -120,7 +126,9 @@ pub fn mbufs(mb: u64) -> u32 {
 /// Removes the hugepage files of EAL file prefix `prefix`, which EAL leaves behind.
 pub fn remove_files(prefix: &str) {
     let wanted = format!("{prefix}map_");
-    for mount in hugepages().into_iter().filter_map(|p| p.mount) {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    // All of them: EAL may have been told which one to take (--huge-dir).
+    for mount in mount_points(&mounts, None) {
         remove_matching(&mount, &wanted);
     }
 }
@@ -184,8 +192,13 @@ mod tests {
     fn finds_mounts_by_page_size() {
         let mounts = "none / ext4 rw 0 0\nnodev /dev/hugepages hugetlbfs rw,relatime,pagesize=2M 0 0\n\
                       x /mnt/huge hugetlbfs rw,pagesize=1024M 0 0\n";
-        assert_eq!(mount_point(mounts, 2 << 20), Some("/dev/hugepages".into()));
-        assert_eq!(mount_point(mounts, 1 << 30), Some("/mnt/huge".into()));
-        assert_eq!(mount_point("n /h hugetlbfs rw 0 0\n", 2 << 20), Some("/h".into()));
+        let found = |mounts, size| -> Vec<PathBuf> { mount_points(mounts, size).collect() };
+        assert_eq!(found(mounts, Some(2 << 20)), [PathBuf::from("/dev/hugepages")]);
+        assert_eq!(found(mounts, Some(1 << 30)), [PathBuf::from("/mnt/huge")]);
+        assert_eq!(found(mounts, None).len(), 2);
+        assert_eq!(
+            found("n /h hugetlbfs rw 0 0\n", Some(2 << 20)),
+            [PathBuf::from("/h")]
+        );
     }
 }

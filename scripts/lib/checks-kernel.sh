@@ -62,6 +62,7 @@ check_cpu() {
 
 check_kernel() {
     local release major minor option need words value
+    local -A set=()
     release=$(kernel_release)
     IFS=.- read -r major minor _ <<<"$release"
     if ! [[ ${major-}.${minor-} =~ ^[0-9]+\.[0-9]+$ ]]; then
@@ -77,9 +78,11 @@ check_kernel() {
         report warn kernel.options "neither /proc/config.gz nor /boot/config-$release: the kernel's options can't be told"
         return
     fi
+    while IFS='=' read -r option value; do
+        [[ $option != CONFIG_* ]] || set[${option#CONFIG_}]=$value
+    done < <(kernel_config)
     while read -r option need words; do
-        value=$(kernel_config | sed -n "s/^CONFIG_$option=\([ym]\)$/\1/p")
-        case ${value:-$need} in
+        case ${set[$option]-} in
         y) report ok "kernel.$option" "built in: $words" ;;
         m) report ok "kernel.$option" "module: $words" ;;
         *) report "$need" "kernel.$option" "not set: $words" "a kernel with CONFIG_$option; Debian's linux-image-amd64 has it" ;;
