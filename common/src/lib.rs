@@ -8,11 +8,13 @@
 //! | [`ring`] | single-producer single-consumer ends of an `rte_ring`, safe against the peer |
 //! | [`ethdev`] | NIC ports and vdevs of the primary |
 //! | [`netdev`] | interfaces of the host kernel |
+//! | [`descriptors`] | descriptors that come with a message on a unix socket |
 //! | [`port`] | the client-port protocol: shared layout, attach messages, doorbells, the client's side |
 //! | [`stats`] | the shared-memory segment with every counter |
 //! | [`fault`] | for tests: places where a process can be made to die |
 //! | [`rundir`] | where sockets and the stats segment are found |
 
+pub mod descriptors;
 pub mod eal;
 pub mod ethdev;
 pub mod fault;

@@ -60,7 +60,10 @@ pub fn complete(frame: &mut Mbuf) {
         sum => sum,
     };
     let at = usize::from(start) + usize::from(offset);
-    frame.data_mut()[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    // It lay inside; another process may write over the length meanwhile.
+    if let Some(field) = frame.data_mut().get_mut(at..at + 2) {
+        field.copy_from_slice(&sum.to_be_bytes());
+    }
     frame.set_checksum(Checksum::Unknown);
 }
 

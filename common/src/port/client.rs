@@ -3,21 +3,19 @@
 //! The types follow the protocol's steps: [`Connection`] (hello sent, waiting for the turn), [`Turn`] (EAL may be
 //! initialised), [`Attachment`] (rings in hand).
 
-use std::io::IoSliceMut;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
-use nix::sys::socket::{
-    self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, connect, recvmsg, send,
-};
+use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send};
 use zerocopy::IntoBytes;
 
 use super::doorbell::{Bell, Ringer};
 use super::layout::{ClientStats, ControlRef};
 use super::message::{Attached, Detach, Grant, Hello, MAX_LEN, Malformed, Message, Ready, header};
 use super::{MAX_QUEUES, QUOTA};
+use crate::descriptors;
 use crate::eal::{Eal, EalError};
 use crate::fault::{self, Point};
 use crate::mbuf::Mbuf;
@@ -419,25 +417,9 @@ fn receive_expected(socket: &OwnedFd) -> Result<(Message, Vec<OwnedFd>), AttachE
 
 fn receive(socket: &OwnedFd) -> Result<(Message, Vec<OwnedFd>), AttachError> {
     let mut bytes = [0u8; MAX_LEN + 1];
-    let mut space = nix::cmsg_space!([i32; 2 * MAX_QUEUES]);
     let (len, fds) = loop {
-        let mut iov = [IoSliceMut::new(&mut bytes)];
-        match recvmsg::<()>(
-            socket.as_raw_fd(),
-            &mut iov,
-            Some(&mut space),
-            MsgFlags::MSG_CMSG_CLOEXEC,
-        ) {
-            Ok(received) => {
-                let mut fds = Vec::new();
-                for cmsg in received.cmsgs()? {
-                    if let ControlMessageOwned::ScmRights(raw) = cmsg {
-                        // SAFETY: the kernel just made these descriptors for us; nobody else owns them.
-                        fds.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-                    }
-                }
-                break (received.bytes, fds);
-            }
+        match descriptors::receive(socket, &mut bytes, MsgFlags::empty()) {
+            Ok(received) => break received,
             Err(Errno::EINTR) => {}
             Err(Errno::ECONNRESET) => return Err(AttachError::Gone),
             Err(e) => return Err(e.into()),

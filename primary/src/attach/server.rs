@@ -57,6 +57,7 @@ pub struct Server {
     turn: Option<ClientId>,
     /// Who waits for the turn, or for a port whose last client is on its way out.
     waiting: VecDeque<ClientId>,
+    clock: fn() -> Instant,
 }
 
 #[derive(Debug)]
@@ -118,7 +119,15 @@ impl Server {
             next: 0,
             turn: None,
             waiting: VecDeque::new(),
+            clock: Instant::now,
         })
+    }
+
+    /// Takes the time from `clock`: for tests that don't wait for it to pass.
+    #[must_use]
+    pub fn with_clock(mut self, clock: fn() -> Instant) -> Server {
+        self.clock = clock;
+        self
     }
 
     /// What to poll for input.
@@ -177,7 +186,7 @@ impl Server {
                     // SAFETY: a fresh descriptor that nobody else owns.
                     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
                     let stage = Stage::Silent {
-                        until: Instant::now() + HELLO_TIME,
+                        until: (self.clock)() + HELLO_TIME,
                     };
                     self.connections.insert(
                         ClientId(self.next),
@@ -318,7 +327,7 @@ impl Server {
                         if send_packet(connection.socket.as_fd(), &grant, &[]) {
                             connection.stage = Stage::Initialising {
                                 hello,
-                                until: Instant::now() + INIT_TIME,
+                                until: (self.clock)() + INIT_TIME,
                             };
                             self.turn = Some(id);
                             fault::point(Point::TurnGiven);
@@ -356,7 +365,7 @@ impl Server {
 
     /// Ends connections whose process is dead or whose time is up.
     fn reap(&mut self, ports: &mut impl Ports) {
-        let now = Instant::now();
+        let now = (self.clock)();
         let ids: Vec<ClientId> = self.connections.keys().copied().collect();
         for id in ids {
             let Some(connection) = self.connections.get_mut(&id) else {
@@ -420,7 +429,7 @@ impl Server {
             let _ = socket::shutdown(connection.socket.as_raw_fd(), Shutdown::Write);
             connection.stage = Stage::Ending {
                 hello,
-                kill_at: Some(Instant::now() + GRACE),
+                kill_at: Some((self.clock)() + GRACE),
                 open: true,
             };
         }

@@ -1,14 +1,16 @@
 //! The connection to the frontend: QEMU listens, this side connects.
 
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
+use nix::sys::socket::MsgFlags;
+use vhost::vhost_user::message::MAX_ATTACHED_FD_ENTRIES;
 use vhost::vhost_user::{BackendReqHandler, Error, VhostUserBackendReqHandlerMut};
+use vswitch_common::descriptors;
 
 use super::Device;
 use crate::port::SwitchPort;
@@ -76,13 +78,14 @@ impl<P: SwitchPort + 'static> Connection<P> {
     /// The connection is over.
     pub fn handle(&mut self) -> Result<(), Ended> {
         let mut header = [0; HEADER];
-        match recv(
-            self.socket.as_raw_fd(),
-            &mut header,
-            MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
-        ) {
-            Ok(0) => return Err(Ended::Closed),
-            Ok(HEADER) => self.partial_since = None,
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        match descriptors::receive(&self.socket, &mut header, flags) {
+            Ok((0, _)) => return Err(Ended::Closed),
+            // The message library has no room for more, and would wait for another header for ever.
+            Ok((_, files)) if files.len() > MAX_ATTACHED_FD_ENTRIES => {
+                return Err(Ended::Message(Error::IncorrectFds));
+            }
+            Ok((HEADER, _)) => self.partial_since = None,
             Ok(_) => {
                 if self.partial_since.get_or_insert_with(Instant::now).elapsed() > MESSAGE_TIME {
                     return Err(Ended::Stalled);

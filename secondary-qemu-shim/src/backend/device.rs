@@ -32,7 +32,7 @@ pub struct Inflight {
 #[derive(Debug)]
 pub struct Device<P> {
     port: u16,
-    pumps: Vec<Pump<P>>,
+    pub(super) pumps: Vec<Pump<P>>,
     pub(super) vrings: Vec<Vring>,
     pub(super) features: u64,
     pub(super) memory: Option<Arc<GuestMemory>>,
@@ -51,8 +51,13 @@ impl<P: SwitchPort + 'static> Device<P> {
             .map(|q| Pump::start(&format!("pump-{q}"), eal.cpu_of(q)))
             .collect::<io::Result<Vec<_>>>()
             .map_err(DeviceError::Pump)?;
+        Ok(Device::with_pumps(port, pumps))
+    }
+
+    /// A device whose queue pairs `pumps` serve.
+    pub(super) fn with_pumps(port: u16, pumps: Vec<Pump<P>>) -> Device<P> {
         let vrings = (0..2 * pumps.len()).map(|_| Vring::default()).collect();
-        Ok(Device {
+        Device {
             port,
             pumps,
             vrings,
@@ -61,7 +66,7 @@ impl<P: SwitchPort + 'static> Device<P> {
             log: None,
             inflight: None,
             attached: false,
-        })
+        }
     }
 
     /// Queue pairs.
@@ -259,18 +264,15 @@ impl<P: SwitchPort + 'static> Device<P> {
         let memory = Arc::new(memory);
         self.memory = Some(Arc::clone(&memory));
         for index in 0..self.vrings.len() {
-            let Vring {
-                addresses: Some(addresses),
-                size,
-                ..
-            } = self.vrings[index]
-            else {
+            let Some(addresses) = self.vrings[index].addresses else {
                 continue;
             };
             let name = self.name(index);
             self.change(index, |state, direction| {
                 let slot = slot_of(state, direction);
                 *slot = slot.take().and_then(|lane| {
+                    // Not what the frontend has told since: that is for the next start.
+                    let size = lane.queue.size();
                     let Some(mut queue) = SplitQueue::new(&memory, addresses, size) else {
                         log::error!("{name}: the new memory table does not hold the ring; it stops");
                         return None;

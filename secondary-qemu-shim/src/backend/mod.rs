@@ -12,6 +12,8 @@ pub use connection::{Connection, Ended};
 pub use device::{Device, DeviceError};
 pub use features::{FEATURES, PROTOCOL_FEATURES};
 
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 #[cfg(test)]
 mod testpmd_tests;
 #[cfg(test)]

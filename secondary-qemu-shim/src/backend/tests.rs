@@ -13,6 +13,8 @@ use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
 
+mod hostile;
+
 use super::*;
 use crate::eal_args::EalArgs;
 use crate::guest_memory::testing::{FRONTEND, memfd, peek, poke};

@@ -194,13 +194,12 @@ fn pin(cpu: usize) {
 fn run<P: SwitchPort>(gate: &Gate<State<P>>) {
     let mut state = gate.enter();
     let mut idle_since: Option<Instant> = None;
-    loop {
+    // Looked at before the first round, too: it may have been stopped before it came to run.
+    while !state.stop {
         if gate.wanted() {
             state = gate.stand_still(state);
             idle_since = None;
-            if state.stop {
-                return;
-            }
+            continue;
         }
         let standings = state.step();
         if standings.busy() {
@@ -217,7 +216,7 @@ fn run<P: SwitchPort>(gate: &Gate<State<P>>) {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;

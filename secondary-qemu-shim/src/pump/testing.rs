@@ -2,6 +2,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::VecDeque;
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
@@ -10,9 +11,61 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use vswitch_common::mbuf::{BUF_LEN, Checksum, Mbuf, PRIV_LEN};
 use vswitch_common::port::layout::ClientStats;
 
+use super::{Gate, Pump, State, sleep};
 use crate::port::{Burst, SwitchPort};
 
 const MBUF: usize = 128 + PRIV_LEN + BUF_LEN;
+/// Bytes behind each mbuf that nobody may write.
+const CANARY: [u8; 64] = [0xc5; 64];
+const STRIDE: usize = MBUF + CANARY.len();
+
+/// Moves a batch in each direction; true if anything moved.
+pub fn step<P: SwitchPort>(state: &mut State<P>) -> bool {
+    state.step().busy()
+}
+
+/// Takes the switch's queue pairs away, and gives them every mbuf that was in hand.
+pub fn take_apart<P: SwitchPort>(state: &mut State<P>) {
+    for mut seat in state.unseat() {
+        for burst in [
+            &mut seat.empties,
+            &mut seat.outgoing,
+            &mut seat.inbox,
+            &mut seat.used,
+        ] {
+            seat.port.release(burst);
+        }
+    }
+}
+
+impl<P: SwitchPort + 'static> Pump<P> {
+    /// A pump without a thread: nothing moves until [`Pump::settle`].
+    ///
+    /// # Errors
+    /// The process is out of descriptors.
+    pub fn without_thread() -> io::Result<Pump<P>> {
+        Ok(Pump {
+            gate: Arc::new(Gate::new(State::default())?),
+            thread: None,
+        })
+    }
+
+    /// Works until there is nothing to do, and looks around as before a sleep, which ends at once. False: there
+    /// still was something to do after `limit` steps.
+    pub fn settle(&self, limit: usize) -> bool {
+        self.gate.change(|state| {
+            for _ in 0..limit {
+                let standings = state.step();
+                if !standings.busy() {
+                    // `change` has just rung it.
+                    sleep::sleep(state, standings, self.gate.wake_fd());
+                    return true;
+                }
+            }
+            false
+        })
+    }
+}
 
 /// Memory shaped like mbufs.
 #[derive(Debug)]
@@ -29,12 +82,16 @@ unsafe impl Send for Buffers {}
 impl Buffers {
     /// `count` empty ones.
     pub fn new(count: usize) -> Buffers {
-        let layout = Layout::from_size_align(MBUF * count, 64).unwrap();
+        let layout = Layout::from_size_align(STRIDE * count, 64).unwrap();
         // SAFETY: a non-zero size.
         let base = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap();
+        for i in 0..count {
+            // SAFETY: inside the allocation, behind the mbuf.
+            unsafe { base.add(i * STRIDE + MBUF).cast().write(CANARY) };
+        }
         let free = (0..count)
             // SAFETY: memory of an mbuf's shape, owned by this value, which outlives them in every test.
-            .map(|i| unsafe { Mbuf::from_address(base.as_ptr() as usize + i * MBUF) }.unwrap())
+            .map(|i| unsafe { Mbuf::from_address(base.as_ptr() as usize + i * STRIDE) }.unwrap())
             .collect();
         Buffers {
             base,
@@ -71,6 +128,14 @@ impl Buffers {
 
 impl Drop for Buffers {
     fn drop(&mut self) {
+        for i in 0..self.count {
+            // SAFETY: inside the allocation; `new` wrote it.
+            let behind: [u8; CANARY.len()] = unsafe { self.base.add(i * STRIDE + MBUF).cast().read() };
+            assert!(
+                behind == CANARY || std::thread::panicking(),
+                "written behind an mbuf's end"
+            );
+        }
         // SAFETY: allocated in `new` with this layout.
         unsafe { dealloc(self.base.as_ptr(), self.layout) };
     }

@@ -528,6 +528,22 @@ fn an_early_change_leaves_no_ring() {
     assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(0));
 }
 
+/// A device that goes at once, on a busy host: its pump's thread comes to run after it was told to stop.
+#[test]
+fn a_pump_stopped_before_it_ran_ends() {
+    let gate = Arc::new(Gate::new(State::<Loopback>::default()).unwrap());
+    gate.change(|state| state.stop = true);
+    let thread = std::thread::spawn({
+        let gate = Arc::clone(&gate);
+        move || run(&gate)
+    });
+    let end = Instant::now() + Duration::from_secs(10);
+    while !thread.is_finished() {
+        assert!(Instant::now() < end, "it goes on for ever");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 #[test]
 fn an_idle_pump_sleeps() {
     let bench = Bench::new(MERGEABLE);

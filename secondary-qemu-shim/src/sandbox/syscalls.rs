@@ -81,7 +81,7 @@ pub(super) const ALLOWED: &[Entry] = &[
     any(libc::SYS_readv, "messages"),
     any(libc::SYS_write, "doorbells, calls, the carrier pipe, the log"),
     any(libc::SYS_writev, "the log"),
-    any(libc::SYS_recvfrom, "a look at the header of a message"),
+    any(libc::SYS_recvfrom, "messages that the library does not take"),
     any(libc::SYS_recvmsg, "messages with descriptors"),
     any(libc::SYS_sendto, "messages to the switch, the system log"),
     any(libc::SYS_sendmsg, "replies to the frontend"),

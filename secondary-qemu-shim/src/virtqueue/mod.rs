@@ -84,7 +84,7 @@ pub trait Virtqueue {
     fn size(&self) -> u16;
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 #[cfg(test)]
 mod tests;

@@ -289,6 +289,20 @@ fn hostile_descriptors_break_the_queue() {
     }
 }
 
+/// Each buffer lies in (sparse) memory; together they are more than the used ring can tell.
+#[test]
+fn a_chain_of_more_than_4_gib_breaks_the_queue() {
+    let m = memory(&[(0, 5 << 30)]);
+    let mut driver = Driver::new(&m, 0, 8);
+    driver.offer(&[(0, u32::MAX, false)]);
+    driver.offer(&[(0, u32::MAX, false), (0, 1, false)]);
+    let mut queue = driver.device();
+    let whole: Offer = (0, u32::MAX, false);
+    assert_eq!(read(&mut queue, &m), Ok(vec![vec![whole]]));
+    complete(&mut queue, &[0]);
+    assert_eq!(read(&mut queue, &m), Err(Fault::TooManyBytes));
+}
+
 #[test]
 fn receive_buffers_must_be_writable() {
     let m = guest();

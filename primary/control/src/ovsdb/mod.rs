@@ -36,14 +36,30 @@ pub use client::{Client, Event, Options};
 pub(crate) use once::{OnceError, transact};
 pub use target::{ParseTargetError, Target};
 
-/// Lets a fuzzer play the server: what it sends goes through framing, replica and configuration.
+/// Lets a fuzzer play the server: what it sends, in `pieces`, goes through framing, replica, configuration and the
+/// answers with `status`. Returns the configuration in the end; none: the connection was given up.
 #[doc(hidden)]
-pub fn receive_for_fuzzing(bytes: &[u8]) {
+pub fn receive_for_fuzzing<'a>(
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+    status: &crate::status::Status,
+) -> Option<crate::config::SwitchConfig> {
     let now = std::time::Instant::now();
     let mut session = session::Session::new(Options::default().probe_interval, now);
-    if session.receive(bytes, now).is_ok() {
-        let _ = build::config(&session.replica);
+    let mut writer = writer::Writer::default();
+    writer.publish(status.clone());
+    for piece in pieces {
+        session.receive(piece, now).ok()?;
+        if let Some((result, error)) = session.transaction_done.take() {
+            writer.finished(&result, &error, now);
+        }
+        if session.ready
+            && std::mem::take(&mut session.replica_changed)
+            && let Some(operations) = writer.next(&session.replica, now)
+        {
+            session.transact(operations);
+        }
     }
+    Some(build::config(&session.replica))
 }
 
 /// The database and its schema's name.
