@@ -1,0 +1,14 @@
+//! What the fuzz targets share: a guest's memory with canaries, a model of the split virtqueue, and a look-out for leaks.
+
+#[cfg(feature = "fuzz")]
+pub mod clients;
+#[cfg(feature = "fuzz")]
+pub mod frontend;
+#[cfg(feature = "fuzz")]
+pub mod guest;
+#[cfg(feature = "fuzz")]
+pub mod leaks;
+#[cfg(feature = "fuzz")]
+pub mod process;
+#[cfg(feature = "fuzz")]
+pub mod split;
