@@ -1,16 +1,15 @@
 //! Single-producer single-consumer ends of an `rte_ring` whose other end may be hostile.
 //!
 //! The memory is a plain `rte_ring` created with `RING_F_SP_ENQ | RING_F_SC_DEQ`, so a C client can use DPDK's own
-//! functions on its side. This side keeps its index, the mask and the capacity in private memory and takes from the
-//! shared ring nothing but the peer's tail, which it checks: a peer that scribbles over the header can delay or
-//! garble its own ring and nothing else. The peer's tail is read only when the last known one does not suffice, so
-//! a burst costs one shared cache line each way.
+//! functions on its side. This side's ends are [`spsc`]'s, with the index, the mask and the capacity in private memory:
+//! a peer that scribbles over the header can delay or garble its own ring and nothing else.
 
 use std::mem::offset_of;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use dpdk_sys as sys;
+use vswitch_sync::spsc::{self, Corrupt, Indices};
 
 use crate::fault::{self, Point};
 use crate::mbuf::Mbuf;
@@ -19,6 +18,12 @@ use crate::mbuf::Mbuf;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the peer's ring index is out of range")]
 pub struct RingCorrupt;
+
+impl From<Corrupt> for RingCorrupt {
+    fn from(_: Corrupt) -> RingCorrupt {
+        RingCorrupt
+    }
+}
 
 /// Where an `rte_ring` lies and how large it is, as the side that created it knows it.
 #[derive(Debug, Clone, Copy)]
@@ -154,21 +159,50 @@ const CONS: usize = offset_of!(sys::rte_ring, __bindgen_anon_2);
 const _: () = assert!(PROD.is_multiple_of(64) && CONS.is_multiple_of(64) && CONS - PROD >= 64);
 const _: () = assert!(size_of::<sys::rte_ring>().is_multiple_of(64));
 
+// The slots' contract is that of the trait; a peer that does not keep to it garbles entries, which whoever reads them
+// checks.
+impl spsc::Ring for RingMemory {
+    #[inline]
+    fn size(&self) -> u32 {
+        self.size
+    }
+
+    #[inline]
+    fn producer(&self) -> Indices<'_> {
+        Indices {
+            head: self.prod_head(),
+            tail: self.prod_tail(),
+        }
+    }
+
+    #[inline]
+    fn consumer(&self) -> Indices<'_> {
+        Indices {
+            head: self.cons_head(),
+            tail: self.cons_tail(),
+        }
+    }
+
+    #[inline]
+    unsafe fn write(&self, index: u32, entry: usize) {
+        // SAFETY: `slot` stays inside the table; by the contract nobody else uses it now.
+        unsafe { self.slot(index).write_volatile(entry) };
+    }
+
+    #[inline]
+    unsafe fn read(&self, index: u32) -> usize {
+        // SAFETY: `slot` stays inside the table; a volatile read, since the peer may write it all the time.
+        unsafe { self.slot(index).read_volatile() }
+    }
+}
+
 /// The producing end. One per ring.
 #[derive(Debug)]
-pub struct Producer {
-    ring: RingMemory,
-    head: u32,
-    peer_tail: u32,
-}
+pub struct Producer(spsc::Producer<RingMemory>);
 
 /// The consuming end. One per ring.
 #[derive(Debug)]
-pub struct Consumer {
-    ring: RingMemory,
-    head: u32,
-    peer_tail: u32,
-}
+pub struct Consumer(spsc::Consumer<RingMemory>);
 
 impl Producer {
     /// The producing end of a ring that is empty and has no other producer.
@@ -176,53 +210,30 @@ impl Producer {
     /// # Safety
     /// There is one producer for a ring, and the ring's memory outlives it.
     pub unsafe fn new(ring: RingMemory) -> Producer {
-        Producer {
-            ring,
-            head: 0,
-            peer_tail: 0,
-        }
+        // SAFETY: the same contract.
+        Producer(unsafe { spsc::Producer::new(ring) })
     }
 
     /// Slots free for at least one more [`Producer::enqueue`].
     ///
     /// # Errors
     /// The consumer's index makes no sense.
+    #[inline]
     pub fn free(&mut self) -> Result<usize, RingCorrupt> {
-        let tail = self.ring.cons_tail().load(Ordering::Acquire);
-        let used = self.head.wrapping_sub(tail);
-        let capacity = self.ring.size - 1;
-        if used > capacity {
-            return Err(RingCorrupt);
-        }
-        self.peer_tail = tail;
-        Ok((capacity - used) as usize)
+        Ok(self.0.free()?)
     }
 
     /// Puts as many of `mbufs` on the ring as fit, in order; returns how many. Those now belong to the peer.
     ///
     /// # Errors
     /// The consumer's index makes no sense; nothing was put.
+    #[inline]
     pub fn enqueue(&mut self, mbufs: &[Mbuf]) -> Result<usize, RingCorrupt> {
-        let capacity = self.ring.size - 1;
-        let mut free = capacity - self.head.wrapping_sub(self.peer_tail);
-        if (free as usize) < mbufs.len() {
-            free = self.free()? as u32;
-        }
-        let n = (free as usize).min(mbufs.len());
-        for (i, mbuf) in mbufs[..n].iter().enumerate() {
-            // SAFETY: `slot` stays inside the table, and slots between the peer's tail and ours are this end's.
-            unsafe {
-                self.ring
-                    .slot(self.head.wrapping_add(i as u32))
-                    .write_volatile(mbuf.address())
-            };
-        }
+        let n = self.0.write(mbufs.iter().map(Mbuf::address))?;
         if n > 0 {
             fault::point(Point::EntriesWritten);
         }
-        self.head = self.head.wrapping_add(n as u32);
-        self.ring.prod_head().store(self.head, Ordering::Relaxed);
-        self.ring.prod_tail().store(self.head, Ordering::Release);
+        self.0.publish(n);
         if n > 0 {
             fault::point(Point::EntriesPublished);
         }
@@ -236,49 +247,31 @@ impl Consumer {
     /// # Safety
     /// There is one consumer for a ring, and the ring's memory outlives it.
     pub unsafe fn new(ring: RingMemory) -> Consumer {
-        Consumer {
-            ring,
-            head: 0,
-            peer_tail: 0,
-        }
+        // SAFETY: the same contract.
+        Consumer(unsafe { spsc::Consumer::new(ring) })
     }
 
     /// Entries that wait now.
     ///
     /// # Errors
     /// The producer's index makes no sense.
+    #[inline]
     pub fn available(&mut self) -> Result<usize, RingCorrupt> {
-        let tail = self.ring.prod_tail().load(Ordering::Acquire);
-        let used = tail.wrapping_sub(self.head);
-        if used > self.ring.size - 1 {
-            return Err(RingCorrupt);
-        }
-        self.peer_tail = tail;
-        Ok(used as usize)
+        Ok(self.0.available()?)
     }
 
     /// Takes up to `out.len()` entries; returns how many. An entry is whatever the peer wrote: check it before use.
     ///
     /// # Errors
     /// The producer's index makes no sense; nothing was taken.
+    #[inline]
     pub fn dequeue(&mut self, out: &mut [usize]) -> Result<usize, RingCorrupt> {
-        let mut ready = self.peer_tail.wrapping_sub(self.head) as usize;
-        if ready < out.len() {
-            ready = self.available()?;
+        let n = self.0.read(out)?;
+        if n > 0 {
+            fault::point(Point::EntriesRead);
+            self.0.release(n);
+            fault::point(Point::EntriesTaken);
         }
-        let n = ready.min(out.len());
-        if n == 0 {
-            return Ok(0);
-        }
-        for (i, entry) in out[..n].iter_mut().enumerate() {
-            // SAFETY: `slot` stays inside the table; a volatile read, since the peer may write it all the time.
-            *entry = unsafe { self.ring.slot(self.head.wrapping_add(i as u32)).read_volatile() };
-        }
-        fault::point(Point::EntriesRead);
-        self.head = self.head.wrapping_add(n as u32);
-        self.ring.cons_head().store(self.head, Ordering::Relaxed);
-        self.ring.cons_tail().store(self.head, Ordering::Release);
-        fault::point(Point::EntriesTaken);
         Ok(n)
     }
 }

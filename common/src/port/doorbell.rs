@@ -1,48 +1,18 @@
-//! Sleeping and waking across processes: a descriptor to wait on, and a flag in shared memory that says whether to
-//! ring it.
-//!
-//! The sleeper sets its flag and then looks at its rings once more; the other side publishes its entries and then
-//! looks at the flag. With a full fence between the two steps on both sides, at least one of them sees the other:
-//! no wake-up is lost, and a busy pair never makes a system call.
+//! Sleeping and waking across processes: a descriptor to wait on, and a flag in shared memory, [`NeedWakeup`], that says
+//! whether to ring it, so that a busy pair never makes a system call.
 //!
 //! Between processes the descriptor is a pipe, not an eventfd: "non-blocking" belongs to an open file description,
 //! which both sides of an eventfd would share. A client that cleared it could make the switch block; a pipe's two
 //! ends have one each.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{pipe2, read, write};
-
-/// "I sleep: ring." In shared memory, alone on its cache line.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-pub struct NeedWakeup(AtomicU32);
-
-impl NeedWakeup {
-    /// The sleeper: sets the flag. Look for work once more after this, before blocking.
-    #[inline]
-    pub fn arm(&self) {
-        self.0.store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    /// The sleeper: awake again.
-    #[inline]
-    pub fn disarm(&self) {
-        self.0.store(0, Ordering::Relaxed);
-    }
-
-    /// The other side, after publishing: must the doorbell be rung? True once per sleep.
-    #[inline]
-    pub fn take(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) != 0 && self.0.swap(0, Ordering::Relaxed) != 0
-    }
-}
+use vswitch_sync::gate;
+pub use vswitch_sync::need_wakeup::{self, NeedWakeup};
 
 /// The sleeper's end of a doorbell between two processes.
 #[derive(Debug)]
@@ -136,6 +106,16 @@ impl Doorbell {
     /// Takes all rings so far.
     pub fn silence(&self) {
         while matches!(self.0.read(), Err(Errno::EINTR)) {}
+    }
+}
+
+impl gate::Bell for Doorbell {
+    fn ring(&self) {
+        Doorbell::ring(self);
+    }
+
+    fn silence(&self) {
+        Doorbell::silence(self);
     }
 }
 

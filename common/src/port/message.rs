@@ -161,6 +161,7 @@ pub enum Reason {
     Misbehaved = 8,
     Malformed = 9,
     ShuttingDown = 10,
+    Invisible = 11,
 }
 
 /// A struct that travels as one message.

@@ -8,7 +8,9 @@
 //! ```
 
 use std::mem::offset_of;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 
 /// "DVSSTATS".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"DVSSTATS");
@@ -46,8 +48,8 @@ pub struct Header {
 }
 
 /// Who a port is. `name` and `bridge` are NUL-padded UTF-8.
-#[repr(C, align(64))]
-#[derive(Debug, Clone, Copy)]
+#[repr(C)]
+#[derive(Debug, Clone, Copy, FromBytes, IntoBytes, Immutable)]
 pub struct PortEntry {
     /// 1: in use.
     pub used: u32,
@@ -60,6 +62,29 @@ pub struct PortEntry {
     pub name: [u8; NAME_LEN],
     pub bridge: [u8; 48],
     pub reserved: [u8; 64],
+}
+
+/// Where a [`PortEntry`] lies: in words, since a reader may copy it while it changes.
+#[repr(C, align(64))]
+#[derive(Debug)]
+pub struct PortSlot([AtomicU64; ENTRY_WORDS]);
+
+const ENTRY_WORDS: usize = size_of::<PortEntry>() / size_of::<u64>();
+
+impl PortSlot {
+    /// Whatever is there now, half changed perhaps.
+    pub(super) fn load(&self) -> PortEntry {
+        let words: [u64; ENTRY_WORDS] = std::array::from_fn(|i| self.0[i].load(Ordering::Relaxed));
+        transmute!(words)
+    }
+
+    /// Changes it word by word.
+    pub(super) fn store(&self, entry: PortEntry) {
+        let words: [u64; ENTRY_WORDS] = transmute!(entry);
+        for (slot, word) in self.0.iter().zip(words) {
+            slot.store(word, Ordering::Relaxed);
+        }
+    }
 }
 
 /// What a thread does, in timestamp counter ticks and counts.
@@ -197,14 +222,15 @@ impl Counter {
 #[derive(Debug)]
 pub struct Layout {
     pub header: Header,
-    pub ports: [PortEntry; MAX_PORTS],
+    pub ports: [PortSlot; MAX_PORTS],
     pub threads: [ThreadStats; MAX_THREADS],
     pub counters: [[PortStats; MAX_THREADS]; MAX_PORTS],
 }
 
 const _: () = assert!(size_of::<Header>() == 256);
 const _: () = assert!(offset_of!(Header, sequence) == 24 && offset_of!(Header, tsc_hz) == 32);
-const _: () = assert!(size_of::<PortEntry>() == 192 && offset_of!(PortEntry, name) == 16);
+const _: () = assert!(size_of::<PortSlot>() == 192 && size_of::<PortEntry>() == 192);
+const _: () = assert!(offset_of!(PortEntry, name) == 16);
 const _: () = assert!(size_of::<ThreadStats>() == 128);
 const _: () = assert!(size_of::<PortStats>() == 256);
 const _: () = assert!(offset_of!(Layout, ports) == 256);

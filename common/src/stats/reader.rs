@@ -1,11 +1,12 @@
 //! The reader's side of the stats segment: any process, no DPDK, never in the switch's way.
 
 use std::ptr::NonNull;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::Ordering;
 
 use shared_memory::{Shmem, ShmemConf};
+use vswitch_sync::seqlock;
 
-use super::layout::{self, Counter, Layout, MAX_PORTS, PortEntry};
+use super::layout::{self, Counter, Layout, PortEntry};
 use super::{PortInfo, StatsError, segment_name};
 
 /// A mapped segment.
@@ -103,7 +104,7 @@ impl Reader {
     }
 
     fn layout(&self) -> &Layout {
-        // SAFETY: mapped with at least this size; what changes is atomic, or copied under the sequence lock.
+        // SAFETY: mapped with at least this size; all that is in it is atomic.
         unsafe { self.layout.as_ref() }
     }
 
@@ -159,25 +160,15 @@ impl Reader {
 
     /// The ports in use with their indices, copied while nobody wrote.
     fn entries(&self) -> Result<Vec<(usize, PortEntry)>, StatsError> {
-        let sequence = &self.layout().header.sequence;
+        let layout = self.layout();
+        let copy = || {
+            let entries = layout.ports.iter().map(layout::PortSlot::load).enumerate();
+            entries.filter(|(_, entry)| entry.used == 1).collect()
+        };
         for _ in 0..1000 {
-            let before = sequence.load(Ordering::Acquire);
-            if before % 2 == 1 {
-                std::thread::yield_now();
-                continue;
-            }
-            let mut entries = Vec::new();
-            for index in 0..MAX_PORTS {
-                // SAFETY: inside the mapping; plain integers and bytes, so that a torn copy is only wrong, and
-                // thrown away by the check below.
-                let entry = unsafe { (&raw const (*self.layout.as_ptr()).ports[index]).read_volatile() };
-                if entry.used == 1 {
-                    entries.push((index, entry));
-                }
-            }
-            fence(Ordering::Acquire);
-            if sequence.load(Ordering::Relaxed) == before {
-                return Ok(entries);
+            match seqlock::read(&layout.header.sequence, copy) {
+                Some(entries) => return Ok(entries),
+                None => std::thread::yield_now(),
             }
         }
         Err(StatsError::Busy)

@@ -2,11 +2,12 @@
 
 use std::fmt;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use shared_memory::{Shmem, ShmemConf, ShmemError};
+use vswitch_sync::seqlock;
 
 use super::layout::{self, Counter, Layout, MAX_PORTS, MAX_THREADS, PortEntry};
 use super::{StatsError, segment_name};
@@ -22,7 +23,7 @@ pub struct Segment {
     _memory: Shmem,
 }
 
-// SAFETY: counters are atomics; port entries are written under the lock only.
+// SAFETY: all that is in it is atomic.
 unsafe impl Send for Segment {}
 // SAFETY: as above.
 unsafe impl Sync for Segment {}
@@ -116,14 +117,8 @@ impl Segment {
         };
         assert!(index < MAX_PORTS, "port index {index} of {MAX_PORTS}");
         let _writing = self.directory.lock().unwrap_or_else(PoisonError::into_inner);
-        let sequence = &self.layout().header.sequence;
-        sequence.fetch_add(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        // SAFETY: index-checked place inside the mapping; the lock makes this the only writer, and readers of
-        //  other processes copy it volatile and retry by the sequence number.
-        unsafe { (&raw mut (*self.layout.as_ptr()).ports[index]).write_volatile(entry) };
-        fence(Ordering::SeqCst);
-        self.layout().header.sequence.fetch_add(1, Ordering::Release);
+        let layout = self.layout();
+        seqlock::write(&layout.header.sequence, || layout.ports[index].store(entry));
     }
 
     /// Zeroes the counters of port `index`, of all threads. Only while no thread counts it.

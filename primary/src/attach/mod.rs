@@ -3,6 +3,7 @@
 //! [`server::Server`] knows sockets and processes and no port; [`Ports`] knows ports and no socket. Both run on the
 //! control thread.
 
+pub mod outside;
 pub mod process;
 pub mod server;
 

@@ -10,27 +10,21 @@
 //! without its connection is killed after [`GRACE`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::IoSlice;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{
-    self, AddressFamily, Backlog, ControlMessage, MsgFlags, Shutdown, SockFlag, SockType, UnixAddr, accept4,
-    bind, listen, recv, sendmsg,
-};
 use vswitch_common::eal;
 use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::{
-    Grant, Hello, MAX_LEN, Malformed, Message, NAME_LEN, Packet, Reason, Refusal, State, TEXT_LEN, Text,
-    header,
+    Grant, Hello, MAX_LEN, Malformed, Message, NAME_LEN, Reason, Refusal, State, TEXT_LEN, Text, header,
 };
 use vswitch_common::port::{MAX_QUEUES, VERSION};
+use zerocopy::IntoBytes;
 
-use super::process::Process;
+use super::outside::{Outside, Unix};
 use super::{ClientId, Ports, Refused};
 
 /// Connections held at a time; the oldest silent one makes room.
@@ -48,26 +42,28 @@ const GRACE: Duration = Duration::from_millis(300);
 
 /// The attach socket and its connections.
 #[derive(Debug)]
-pub struct Server {
-    listener: OwnedFd,
-    path: PathBuf,
-    connections: BTreeMap<ClientId, Connection>,
+#[cfg_attr(test, derive(Clone))]
+pub struct Server<O: Outside = Unix> {
+    outside: O,
+    connections: BTreeMap<ClientId, Connection<O::Socket, O::Process>>,
     next: u64,
     /// Who initialises EAL now.
     turn: Option<ClientId>,
     /// Who waits for the turn, or for a port whose last client is on its way out.
     waiting: VecDeque<ClientId>,
-    clock: fn() -> Instant,
 }
 
 #[derive(Debug)]
-struct Connection {
-    socket: OwnedFd,
-    process: Option<Process>,
+#[cfg_attr(test, derive(Clone))]
+struct Connection<S, P> {
+    socket: S,
+    /// Known from its hello on.
+    process: Option<P>,
     stage: Stage,
 }
 
 #[derive(Debug)]
+#[cfg_attr(test, derive(Clone))]
 enum Stage {
     Silent {
         until: Instant,
@@ -98,49 +94,63 @@ impl Stage {
     }
 }
 
+/// Something that [`Server::work`] waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Awaited<S, P> {
+    Listener,
+    Socket(S),
+    Process(P),
+}
+
 impl Server {
     /// Listens at `path`, in place of a dead switch's socket.
     ///
     /// # Errors
     /// The socket can't be made there.
     pub fn listen(path: &Path) -> nix::Result<Server> {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-        let listener = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-        // The run-time directory's lock is held, so whoever bound it before is dead.
-        let _ = std::fs::remove_file(path);
-        bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
-        // Owner and group: a group of users may be let in by the directory's owner.
-        let _ = std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660));
-        listen(&listener, Backlog::MAXCONN)?;
-        Ok(Server {
-            listener,
-            path: path.to_owned(),
-            connections: BTreeMap::new(),
-            next: 0,
-            turn: None,
-            waiting: VecDeque::new(),
-            clock: Instant::now,
-        })
+        Ok(Server::new(Unix::listen(path)?))
     }
 
     /// Takes the time from `clock`: for tests that don't wait for it to pass.
     #[must_use]
     pub fn with_clock(mut self, clock: fn() -> Instant) -> Server {
-        self.clock = clock;
+        self.outside.clock = clock;
         self
     }
 
     /// What to poll for input.
     pub fn descriptors(&self) -> impl Iterator<Item = PollFd<'_>> {
-        let sockets = self.connections.values().flat_map(|c| {
-            let socket = (!matches!(c.stage, Stage::Ending { open: false, .. })).then(|| c.socket.as_fd());
+        let descriptor = |awaited| match awaited {
+            Awaited::Listener => self.outside.listener(),
+            Awaited::Socket(socket) => AsFd::as_fd(socket),
+            Awaited::Process(process) => AsFd::as_fd(process),
+        };
+        self.awaited()
+            .map(move |awaited| PollFd::new(descriptor(awaited), PollFlags::POLLIN))
+    }
+}
+
+impl<O: Outside> Server<O> {
+    fn new(outside: O) -> Server<O> {
+        Server {
+            outside,
+            connections: BTreeMap::new(),
+            next: 0,
+            turn: None,
+            waiting: VecDeque::new(),
+        }
+    }
+
+    /// What may bring something to do.
+    fn awaited(&self) -> impl Iterator<Item = Awaited<&O::Socket, &O::Process>> {
+        let connections = self.connections.values().flat_map(|c| {
+            let socket = (!matches!(c.stage, Stage::Ending { open: false, .. })).then_some(&c.socket);
             // A process matters when its end releases a port.
-            let process = c.stage.admitted().and(c.process.as_ref()).map(AsFd::as_fd);
-            socket.into_iter().chain(process)
+            let process = c.stage.admitted().and(c.process.as_ref());
+            let socket = socket.map(Awaited::Socket);
+            socket.into_iter().chain(process.map(Awaited::Process))
         });
-        std::iter::once(self.listener.as_fd())
-            .chain(sockets)
-            .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+        std::iter::once(Awaited::Listener).chain(connections)
     }
 
     /// When [`Server::work`] has something to do at the latest.
@@ -175,18 +185,15 @@ impl Server {
     }
 
     fn accept(&mut self) {
-        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
         // Bounded: clients that only ever connect must not keep the others waiting.
         for _ in 0..ACCEPTED_AT_ONCE {
             if self.connections.len() >= MAX_CONNECTIONS && !self.drop_oldest_silent() {
                 return;
             }
-            match accept4(self.listener.as_raw_fd(), flags) {
-                Ok(fd) => {
-                    // SAFETY: a fresh descriptor that nobody else owns.
-                    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+            match self.outside.accept() {
+                Ok(socket) => {
                     let stage = Stage::Silent {
-                        until: (self.clock)() + HELLO_TIME,
+                        until: self.outside.now() + HELLO_TIME,
                     };
                     self.connections.insert(
                         ClientId(self.next),
@@ -225,7 +232,7 @@ impl Server {
                 return;
             }
             let mut bytes = [0u8; MAX_LEN + 1];
-            match recv(connection.socket.as_raw_fd(), &mut bytes, MsgFlags::MSG_DONTWAIT) {
+            match self.outside.receive(&connection.socket, &mut bytes) {
                 Err(Errno::EAGAIN) => return,
                 Err(Errno::EINTR) => {}
                 Ok(0) | Err(_) => return self.close(id, false, ports),
@@ -246,7 +253,12 @@ impl Server {
         };
         match (message, &connection.stage) {
             (Message::Hello(hello), Stage::Silent { .. }) => {
-                connection.process = Process::of_peer(connection.socket.as_fd());
+                let process = self.outside.process(&connection.socket);
+                if process.is_none() {
+                    self.refuse(id, &invisible());
+                    return self.close(id, false, ports);
+                }
+                connection.process = process;
                 connection.stage = Stage::Waiting(hello);
                 self.waiting.push_back(id);
             }
@@ -280,8 +292,10 @@ impl Server {
         let Some(connection) = self.connections.get(&id) else {
             return;
         };
-        let socket = connection.socket.as_fd();
-        let result = ports.attach(id, hello, &mut |answer, fds| send_packet(socket, answer, fds));
+        let (outside, socket) = (&mut self.outside, &connection.socket);
+        let result = ports.attach(id, hello, &mut |answer, fds| {
+            outside.send(socket, answer.as_bytes(), fds)
+        });
         if let Err(refused) = result {
             self.refuse(id, &refused);
             self.end(id);
@@ -324,10 +338,10 @@ impl Server {
                         let Some(connection) = self.connections.get_mut(&id) else {
                             continue;
                         };
-                        if send_packet(connection.socket.as_fd(), &grant, &[]) {
+                        if self.outside.send(&connection.socket, grant.as_bytes(), &[]) {
                             connection.stage = Stage::Initialising {
                                 hello,
-                                until: (self.clock)() + INIT_TIME,
+                                until: self.outside.now() + INIT_TIME,
                             };
                             self.turn = Some(id);
                             fault::point(Point::TurnGiven);
@@ -356,7 +370,7 @@ impl Server {
                 .filter(|n| !n.is_empty())
                 .unwrap_or_else(|| "a client".into());
             Some(match &c.process {
-                Some(p) => format!("{name} (process {})", p.pid()),
+                Some(p) => format!("{name} (process {})", self.outside.pid(p)),
                 None => name,
             })
         });
@@ -365,7 +379,7 @@ impl Server {
 
     /// Ends connections whose process is dead or whose time is up.
     fn reap(&mut self, ports: &mut impl Ports) {
-        let now = (self.clock)();
+        let now = self.outside.now();
         let ids: Vec<ClientId> = self.connections.keys().copied().collect();
         for id in ids {
             let Some(connection) = self.connections.get_mut(&id) else {
@@ -380,23 +394,24 @@ impl Server {
                     );
                     self.end(id);
                 }
-                Stage::Ending { kill_at, hello, open } => {
-                    let (hello, open) = (*hello, *open);
+                Stage::Ending { kill_at, hello, .. } => {
+                    let hello = *hello;
                     let overdue = kill_at.is_some_and(|at| at <= now);
                     match &connection.process {
-                        Some(process) if process.is_dead() => self.release(id, &hello, ports),
+                        Some(process) if self.outside.is_dead(process) => self.release(id, &hello, ports),
                         Some(process) if overdue => {
                             *kill_at = None;
-                            kill(process, hello.port);
+                            kill(&mut self.outside, process, hello.port);
                         }
-                        // A process that the kernel does not show us: its closed socket has to do.
-                        None if !open => self.release(id, &hello, ports),
                         _ => {}
                     }
                 }
                 // Its process has ended though somebody else keeps the connection open.
                 Stage::Initialising { .. } | Stage::Attached(_)
-                    if connection.process.as_ref().is_some_and(Process::is_dead) =>
+                    if connection
+                        .process
+                        .as_ref()
+                        .is_some_and(|p| self.outside.is_dead(p)) =>
                 {
                     self.hang_up(id);
                 }
@@ -426,10 +441,10 @@ impl Server {
             return;
         };
         if !matches!(connection.stage, Stage::Ending { .. }) {
-            let _ = socket::shutdown(connection.socket.as_raw_fd(), Shutdown::Write);
+            self.outside.finish(&connection.socket);
             connection.stage = Stage::Ending {
                 hello,
-                kill_at: Some((self.clock)() + GRACE),
+                kill_at: Some(self.outside.now() + GRACE),
                 open: true,
             };
         }
@@ -438,11 +453,7 @@ impl Server {
     /// Nothing more comes from this client.
     fn hang_up(&mut self, id: ClientId) {
         self.end(id);
-        if let Some(Connection {
-            stage: Stage::Ending { open, .. },
-            ..
-        }) = self.connections.get_mut(&id)
-        {
+        if let Some(Stage::Ending { open, .. }) = self.connections.get_mut(&id).map(|c| &mut c.stage) {
             *open = false;
         }
     }
@@ -456,7 +467,7 @@ impl Server {
         ports.release(id, hello);
     }
 
-    fn refuse(&self, id: ClientId, refused: &Refused) {
+    fn refuse(&mut self, id: ClientId, refused: &Refused) {
         let Some(connection) = self.connections.get(&id) else {
             return;
         };
@@ -466,7 +477,7 @@ impl Server {
             reason: refused.reason as u32,
             text: Text::new(&refused.text),
         };
-        send_packet(connection.socket.as_fd(), &refusal, &[]);
+        self.outside.send(&connection.socket, refusal.as_bytes(), &[]);
     }
 
     /// Ends the attachment of client `id` and tells it why.
@@ -477,7 +488,7 @@ impl Server {
 
     /// Ends every attachment and tells each client why. Nobody else is admitted if [`Server::work`] isn't told to.
     pub fn evict_all(&mut self, refused: &Refused) {
-        let admitted = |c: &Connection| c.stage.admitted().is_some();
+        let admitted = |c: &Connection<O::Socket, O::Process>| c.stage.admitted().is_some();
         let ids: Vec<ClientId> = self
             .connections
             .iter()
@@ -493,21 +504,25 @@ impl Server {
     }
 
     /// Tells client `id` the state of its port.
-    pub fn tell_state(&self, id: ClientId, carrier: bool, mtu: u32) {
+    pub fn tell_state(&mut self, id: ClientId, carrier: bool, mtu: u32) {
         if let Some(connection) = self.connections.get(&id) {
             let state = State {
                 header: header::<State>(),
                 carrier: carrier.into(),
                 mtu,
             };
-            send_packet(connection.socket.as_fd(), &state, &[]);
+            self.outside.send(&connection.socket, state.as_bytes(), &[]);
         }
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+/// Without a look at its process, nobody could tell when a client's mbufs are safe to take back.
+fn invisible() -> Refused {
+    Refused {
+        reason: Reason::Invisible,
+        text: "the switch can't see this client's process: run both in one PID namespace, or the client in one below the \
+               switch's"
+            .into(),
     }
 }
 
@@ -529,10 +544,10 @@ fn unreadable(why: Malformed) -> Refused {
 }
 
 /// Ends a process that goes on without its connection.
-fn kill(process: &Process, port: u16) {
-    let pid = process.pid();
+fn kill<O: Outside>(outside: &mut O, process: &O::Process, port: u16) {
+    let pid = outside.pid(process);
     log::warn!("port {port}: client process {pid} goes on without its connection; killed");
-    if !process.kill() {
+    if !outside.kill(process) {
         log::error!("port {port}: process {pid} can't be killed; the port waits for its end");
     }
 }
@@ -563,22 +578,6 @@ fn check_build(hello: &Hello) -> Result<(), Refused> {
     Ok(())
 }
 
-/// Sends one packet with descriptors; false if the client does not take it.
-fn send_packet<P: Packet>(socket: BorrowedFd<'_>, packet: &P, fds: &[BorrowedFd<'_>]) -> bool {
-    let raw: Vec<i32> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let rights = [ControlMessage::ScmRights(&raw)];
-    let control = if raw.is_empty() { &rights[..0] } else { &rights[..] };
-    let flags = MsgFlags::MSG_NOSIGNAL | MsgFlags::MSG_DONTWAIT;
-    loop {
-        match sendmsg::<()>(
-            socket.as_raw_fd(),
-            &[IoSlice::new(packet.as_bytes())],
-            control,
-            flags,
-            None,
-        ) {
-            Err(Errno::EINTR) => {}
-            result => return result.is_ok(),
-        }
-    }
-}
+#[cfg(test)]
+#[path = "server_model.rs"]
+mod model;

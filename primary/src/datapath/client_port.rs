@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use arrayvec::ArrayVec;
 use spin::mutex::SpinMutex;
 use vswitch_common::mbuf::Mbuf;
-use vswitch_common::port::doorbell::{Bell, Ringer};
+use vswitch_common::port::doorbell::{Bell, NeedWakeup, Ringer};
 use vswitch_common::port::layout::{ClientStats, ControlRef};
 use vswitch_common::port::{ALLOC_RING_SIZE, MAX_QUEUES, QUOTA, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingCorrupt, RingMemory};
@@ -287,14 +287,13 @@ impl Queue {
         }
     }
 
-    /// Before the switch sleeps: asks the client to ring. Look for work once more after this.
-    pub fn arm_doorbell(&self) {
-        self.control.get().switch_sleeps.arm();
+    /// What asks the client to ring while the switch sleeps.
+    pub fn sleeps(&self) -> &NeedWakeup {
+        &self.control.get().switch_sleeps
     }
 
-    /// Awake again.
-    pub fn disarm_doorbell(&self) {
-        self.control.get().switch_sleeps.disarm();
+    /// Takes the client's rings so far.
+    pub fn silence(&self) {
         self.bell.silence();
     }
 

@@ -9,9 +9,11 @@ use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use vswitch_common::mbuf::Mbuf;
+use vswitch_common::port::doorbell::need_wakeup;
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
+use super::client_port::Queue;
 use super::clock::{Clock, tsc};
 use super::forward::Forwarder;
 use super::ledger::Ledger;
@@ -65,7 +67,7 @@ impl Pmd {
             .tid
             .store(nix::unistd::gettid().as_raw() as u32, Ordering::Release);
         let mut forwarder = Forwarder::new(thread, ledger.clone(), stats);
-        let (mut snapshot, mut generation) = publisher.load(thread, Arc::default());
+        let (mut snapshot, mut generation) = publisher.load(thread, None);
         let mut queues = polled_queues(&snapshot, thread);
         forwarder.resize(snapshot.ports.len());
         let idle_ticks = clock.ticks(IDLE_BEFORE_SLEEP);
@@ -77,7 +79,7 @@ impl Pmd {
             if publisher.changed(generation) {
                 // The queues hold ports of the old snapshot: they go first.
                 queues.clear();
-                (snapshot, generation) = publisher.load(thread, snapshot);
+                (snapshot, generation) = publisher.load(thread, Some(snapshot));
                 queues = polled_queues(&snapshot, thread);
                 forwarder.resize(snapshot.ports.len());
                 idle_since = tsc();
@@ -174,8 +176,7 @@ fn sleep(queues: &[Polled], max: Option<Duration>, wake: BorrowedFd<'_>, stats: 
             _ => None,
         })
     };
-    clients().for_each(|q| q.arm_doorbell());
-    if !clients().any(|q| q.has_work()) {
+    let block = || {
         let device_bells = queues.iter().filter_map(|p| match &p.port.io {
             Io::Ethdev(io) => Some(io.doorbell(p.queue)),
             _ => None,
@@ -189,6 +190,11 @@ fn sleep(queues: &[Polled], max: Option<Duration>, wake: BorrowedFd<'_>, stats: 
         stats.thread().sleep();
         // Errors (a signal) are a wake-up like any other.
         let _ = ppoll(&mut fds, Some(TimeSpec::from_duration(timeout)), None);
-    }
-    clients().for_each(|q| q.disarm_doorbell());
+    };
+    need_wakeup::sleep(
+        clients().map(Queue::sleeps),
+        || clients().any(Queue::has_work),
+        block,
+    );
+    clients().for_each(Queue::silence);
 }

@@ -1,9 +1,8 @@
 //! A pump: the thread that moves the frames of one queue pair, in both directions.
 //!
 //! It polls while there is work and sleeps when there is none. Everything it works on is its [`State`], which the
-//! control thread changes only while the pump stands still ([`gate`]): no lock, no atomic on the way of a frame.
+//! control thread changes only while the pump stands still ([`Gate`](vswitch_sync::gate::Gate)): no lock, no atomic on the way of a frame.
 
-mod gate;
 mod lane;
 mod seat;
 mod sleep;
@@ -11,6 +10,7 @@ mod to_guest;
 mod to_switch;
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::{Builder, JoinHandle};
 use std::time::{Duration, Instant};
@@ -18,14 +18,17 @@ use std::time::{Duration, Instant};
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 
-pub use gate::Gate;
 pub use lane::{Eventfd, Lane};
 pub use seat::Seat;
 
 use vswitch_common::port::RX_RING_SIZE;
+use vswitch_common::port::doorbell::Doorbell;
 
 use crate::port::SwitchPort;
 use crate::virtqueue::{BATCH, SplitQueue};
+
+/// What a pump's state is changed through.
+pub type Gate<P> = vswitch_sync::gate::Gate<State<P>, Doorbell>;
 
 /// How long a pump looks for work in vain before it sleeps.
 const PATIENCE: Duration = Duration::from_micros(20);
@@ -137,7 +140,7 @@ impl<P: SwitchPort> State<P> {
 /// A running pump thread.
 #[derive(Debug)]
 pub struct Pump<P> {
-    gate: Arc<Gate<State<P>>>,
+    gate: Arc<Gate<P>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -147,7 +150,7 @@ impl<P: SwitchPort + 'static> Pump<P> {
     /// # Errors
     /// The process is out of threads or descriptors.
     pub fn start(name: &str, cpu: Option<usize>) -> io::Result<Pump<P>> {
-        let gate = Arc::new(Gate::new(State::default())?);
+        let gate = Arc::new(Gate::new(State::default(), Doorbell::new()?));
         let thread = Builder::new().name(name.to_owned()).spawn({
             let gate = Arc::clone(&gate);
             move || {
@@ -191,7 +194,7 @@ fn pin(cpu: usize) {
     }
 }
 
-fn run<P: SwitchPort>(gate: &Gate<State<P>>) {
+fn run<P: SwitchPort>(gate: &Gate<P>) {
     let mut state = gate.enter();
     let mut idle_since: Option<Instant> = None;
     // Looked at before the first round, too: it may have been stopped before it came to run.
@@ -211,7 +214,7 @@ fn run<P: SwitchPort>(gate: &Gate<State<P>>) {
             std::hint::spin_loop();
             continue;
         }
-        sleep::sleep(&mut state, standings, gate.wake_fd());
+        sleep::sleep(&mut state, standings, gate.bell().as_fd());
         idle_since = None;
     }
 }

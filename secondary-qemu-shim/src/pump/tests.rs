@@ -520,11 +520,11 @@ fn a_sleeping_pump_wakes_for_either_side() {
 /// A change that comes and goes before the pump's thread is there leaves no ring behind, which would never let it sleep.
 #[test]
 fn an_early_change_leaves_no_ring() {
-    let gate = Gate::new(0).unwrap();
+    let gate = vswitch_sync::gate::Gate::new(0, Doorbell::new().unwrap());
     gate.change(|state| *state = 1);
     let state = gate.enter();
     assert_eq!(*state, 1);
-    let mut fds = [PollFd::new(gate.wake_fd(), PollFlags::POLLIN)];
+    let mut fds = [PollFd::new(gate.bell().as_fd(), PollFlags::POLLIN)];
     assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(0));
 }
 
