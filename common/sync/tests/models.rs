@@ -139,18 +139,18 @@ fn ring_ends_hand_over_what_they_publish() {
         let (mut producer, mut consumer) = ring::<2>();
         let sender = thread::spawn(move || {
             let mut next = 1;
-            while next <= 2 {
+            while next <= 3 {
                 next += put(&mut producer, &[next]);
                 thread::yield_now();
             }
         });
         let mut seen = Vec::new();
-        while seen.len() < 2 {
+        while seen.len() < 3 {
             seen.extend(take(&mut consumer, 2));
             thread::yield_now();
         }
         sender.join().unwrap();
-        assert_eq!(seen, [1, 2]);
+        assert_eq!(seen, [1, 2, 3]);
     });
 }
 

@@ -1,6 +1,7 @@
 //! vhost-user messages, one method each. What is wrong with a message ends the connection (`Err`), never the process.
 
 use std::fs::File;
+use std::io::{self, Read as _};
 use std::sync::Arc;
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -219,8 +220,9 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
         let size = region_size(queue_size) * u64::from(num_queues);
         let fd = memfd_create(c"dpdk-qemu-shim-inflight", MFdFlags::MFD_CLOEXEC)
             .map_err(|_| Error::MemFdCreateError)?;
-        let file = File::from(fd);
-        file.set_len(size).map_err(|_| Error::FileTruncateError)?;
+        let mut file = File::from(fd);
+        // Written, not truncated: a call that could shorten the switch's hugepage files is not allowed here.
+        io::copy(&mut io::repeat(0).take(size), &mut file).map_err(|_| Error::FileTruncateError)?;
         let told = VhostUserInflight {
             mmap_size: size,
             mmap_offset: 0,

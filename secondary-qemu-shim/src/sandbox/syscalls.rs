@@ -126,12 +126,17 @@ pub(super) const ALLOWED: &[Entry] = &[
     any(libc::SYS_munmap, "guest memory at any time; the heap"),
     any(libc::SYS_mremap, "the heap"),
     any(libc::SYS_brk, "the heap"),
-    any(libc::SYS_madvise, "the heap; a stack whose thread ends"),
+    // Not MADV_REMOVE, which takes pages out of a shared file.
+    with(
+        libc::SYS_madvise,
+        &[is(2, libc::MADV_DONTNEED)],
+        "the heap; a stack whose thread ends",
+    ),
+    with(libc::SYS_madvise, &[is(2, libc::MADV_FREE)], "the heap"),
     any(
         libc::SYS_memfd_create,
         "the inflight region that a frontend asks for",
     ),
-    any(libc::SYS_ftruncate, "the size of that region"),
     // Time, threads and signals of this process.
     any(libc::SYS_clock_gettime, "where the vDSO can't tell the time"),
     any(libc::SYS_gettimeofday, "as above"),

@@ -100,6 +100,8 @@ fn attempt(what: &str) -> Result<(), Errno> {
         "signal" => call(libc::SYS_tgkill, [1, 1, 0, 0]),
         "code" => call(libc::SYS_mprotect, [0, 4096, libc::PROT_EXEC.into(), 0]),
         "privileges" => call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE.into(), 1, 0, 0]),
+        "shorten a file" => call(libc::SYS_ftruncate, [0, 0, 0, 0]),
+        "punch a file" => call(libc::SYS_madvise, [0, 4096, libc::MADV_REMOVE.into(), 0]),
         "work" => work(),
         "abort" => std::process::abort(),
         "panic" => panic!("on purpose"),
@@ -110,11 +112,11 @@ fn attempt(what: &str) -> Result<(), Errno> {
 /// What a shim does all day.
 fn work() -> Result<(), Errno> {
     use nix::sys::eventfd::EventFd;
-    let file = File::from(nix::sys::memfd::memfd_create(
+    let mut file = File::from(nix::sys::memfd::memfd_create(
         c"test",
         nix::sys::memfd::MFdFlags::MFD_CLOEXEC,
     )?);
-    file.set_len(1 << 20).map_err(|e| errno(&e))?;
+    file.write_all(&vec![0; 1 << 20]).map_err(|e| errno(&e))?;
     let table = crate::guest_memory::SharedTable::map(&file, 4096, 1 << 16).map_err(|_| Errno::EINVAL)?;
     table.write(8, [1u8; 8]);
     drop(table);
@@ -151,6 +153,8 @@ fn what_is_not_listed_is_refused_on_every_thread() {
         "signal",
         "code",
         "privileges",
+        "shorten a file",
+        "punch a file",
     ] {
         assert_eq!(confined(what).code(), Some(REFUSED), "{what}");
     }
