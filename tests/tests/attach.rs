@@ -218,3 +218,12 @@ fn who_dawdles_is_parted_with() {
     switch.wait_for_log("did not initialise EAL");
     dawdler.process().wait(Duration::from_secs(2));
 }
+
+/// Owner and group may connect, whatever the umask.
+#[test]
+fn the_socket_is_not_for_others() {
+    use std::os::unix::fs::MetadataExt;
+    let switch = Switch::with_ports(&[1]);
+    let mode = std::fs::metadata(switch.attach_socket()).unwrap().mode();
+    assert_eq!(mode & 0o7777, 0o660);
+}
