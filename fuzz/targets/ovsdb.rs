@@ -289,6 +289,20 @@ fuzz_target!(init: process::prepare(), |input: Input| {
     }
     input.says.iter().for_each(|says| bytes.extend(says.bytes()));
     let cut = pieces(&bytes, &input.cuts);
+    // Those that are sound JSON by themselves come out of the stream as they went in.
+    let sound: Vec<Vec<u8>> = input.says.iter().map(Says::bytes).collect();
+    let sound: Vec<(&[u8], Value)> = sound
+        .iter()
+        .filter_map(|text| Some((&text[..], serde_json::from_slice(text).ok()?)))
+        .filter(|(_, value): &(_, Value)| value.is_object())
+        .collect();
+    let stream: Vec<u8> = sound.iter().flat_map(|(text, _)| *text).copied().collect();
+    let values: Vec<Value> = sound.iter().map(|(_, value)| value.clone()).collect();
+    let limits = Limits {
+        max_bytes: 1 << 20,
+        max_depth: 128,
+    };
+    assert_eq!(frames(&pieces(&stream, &input.cuts), limits), (values, None));
     let status = status();
     leaks::check(|| {
         for limits in [Limits { max_bytes: 64, max_depth: 4 }, Limits { max_bytes: 1 << 20, max_depth: 64 }] {
