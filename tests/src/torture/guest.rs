@@ -141,6 +141,10 @@ impl Guest {
         let attached = count(Counter::Attached);
         let server = self.shim.server().expect("a shim serves the port");
         let signal = |signal| kill(Pid::from_raw(server), signal).expect("it lives");
+        if deed != Deed::ShimStop {
+            // It would start another one as well, which would be in the way of ours.
+            self.shim.signal(Signal::SIGSTOP);
+        }
         match deed {
             Deed::ShimStop => {
                 signal(Signal::SIGSTOP);
