@@ -70,6 +70,11 @@ impl Pmds {
         self.running.get(thread)?.cpu
     }
 
+    /// Kernel thread id of thread `thread`.
+    pub fn tid(&self, thread: usize) -> Option<u32> {
+        Some(self.running.get(thread)?.control.tid.load(Ordering::Acquire))
+    }
+
     /// Runs one thread on each of `cpus`; without a list, one thread that the kernel places.
     pub fn configure(&mut self, cpus: Option<&[usize]>) {
         let wanted: Vec<Option<usize>> = match cpus {

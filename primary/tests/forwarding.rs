@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use arrayvec::ArrayVec;
 use dpdk_vswitchd::datapath::BURST;
 use dpdk_vswitchd::datapath::client_port::{QueueMemory, Session};
+use dpdk_vswitchd::datapath::clock::Moment;
 use dpdk_vswitchd::datapath::forward::Forwarder;
 use dpdk_vswitchd::datapath::ledger::{Ledger, Owner};
 use dpdk_vswitchd::datapath::mac_table::MacTable;
@@ -24,7 +25,10 @@ use vswitch_common::stats::{Counter, PortBlock, Segment};
 
 const PORTS: usize = 4;
 const MTU: usize = 1500;
-const NOW: u32 = 10;
+const NOW: Moment = Moment {
+    ticks: 1000,
+    seconds: 10,
+};
 
 /// EAL without hugepages, a pool, and the memory of four client ports: once a process, for one test at a time.
 struct Bench {
@@ -102,6 +106,7 @@ impl<'a> Fixture<'a> {
                 bridge: 0,
                 vlan: vlan.clone(),
                 max_frame: MTU + FRAME_OVERHEAD,
+                limiter: None,
                 io: Io::Client(Arc::new(session)),
             };
             snapshot.ports.push(Some(Arc::new(port)));
@@ -134,7 +139,7 @@ impl<'a> Fixture<'a> {
             unreachable!()
         };
         let mut frames = ArrayVec::<Mbuf, BURST>::new();
-        let found = session.queues()[0].receive(&self.bench.ledger, &mut frames);
+        let found = session.queues()[0].receive(&self.bench.ledger, &mut frames, BURST);
         self.forwarder
             .stats()
             .add(index, Counter::RxBadMbuf, found.bad_mbufs);

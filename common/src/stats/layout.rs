@@ -117,7 +117,7 @@ macro_rules! counters {
         /// Every frame counted in `RxPackets` is either in one of the `RxDrop…` counters or went to one or more
         /// ports; every such copy is in `RxCopies` of its origin and in `TxPackets` or a `TxDrop…` of its target.
         #[repr(usize)]
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Counter { $($(#[doc = $doc])* $name = $index,)* }
 
         impl Counter {
@@ -189,6 +189,10 @@ counters! {
     GuestBrokenQueues = 26 "guest_broken_virtqueues",
     /// Frames from a device that do not fit an mbuf (2048 bytes). They are not in `RxPackets`.
     RxTooLong = 27 "rx_too_long",
+    /// More frames to many (broadcast, multicast, unknown destination) than the port's storm limit lets in.
+    RxDropStorm = 28 "rx_drop_storm",
+    /// More than the port's ingress policing lets in.
+    RxDropPolicing = 29 "rx_drop_policing",
 }
 
 impl Counter {
@@ -202,6 +206,8 @@ impl Counter {
                 | RxDropReserved
                 | RxDropVlan
                 | RxDropNoOutput
+                | RxDropStorm
+                | RxDropPolicing
                 | TxDropFull
                 | TxDropDown
                 | TxDropNoBuffer

@@ -93,6 +93,27 @@ fn a_killed_server_is_started_again_and_the_client_finds_it() {
 }
 
 #[test]
+fn a_hung_server_is_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let options = Options {
+        silence: Duration::from_secs(1),
+        ..options(dir.path())
+    };
+    let server = Supervisor::start(options).unwrap();
+    let switch = PretendSwitch::start(server.target());
+    vsctl(&run, "add-br br0");
+    let first = server.pid().unwrap();
+    // One that answers is left alone for longer than that.
+    std::thread::sleep(Duration::from_millis(1500));
+    assert_eq!(server.pid(), Some(first));
+    kill(first, "STOP");
+    eventually("another server runs", || server.pid().is_some_and(|p| p != first));
+    vsctl(&run, "add-port br0 p0");
+    switch.config_where("the new port", |c| c.interfaces().count() == 2);
+}
+
+#[test]
 fn what_a_killed_server_left_is_no_obstacle() {
     let dir = tempfile::tempdir().unwrap();
     let run = dir.path().join("run");

@@ -5,7 +5,7 @@
 
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
 use spin::mutex::SpinMutex;
@@ -41,6 +41,8 @@ pub struct Queue {
     given_empty: AtomicU32,
     given_frames: AtomicU32,
     returned: AtomicU32,
+    /// There was no room for all frames the last time.
+    scarce: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -109,6 +111,7 @@ impl Session {
                     given_empty: AtomicU32::new(0),
                     given_frames: AtomicU32::new(0),
                     returned: AtomicU32::new(0),
+                    scarce: AtomicBool::new(false),
                 }
             })
             .collect();
@@ -118,6 +121,12 @@ impl Session {
     /// Its queue pairs.
     pub fn queues(&self) -> &[Queue] {
         &self.queues
+    }
+
+    /// The queue pair by which goes what came in by queue `number` of another port.
+    #[inline]
+    pub fn queue(&self, number: usize) -> &Queue {
+        &self.queues[number % self.queues.len()]
     }
 
     /// Takes back all mbufs that the session holds. Only when no thread works on it and the client is gone.
@@ -130,9 +139,9 @@ impl Session {
 }
 
 impl Queue {
-    /// Takes frames from the client, up to the room in `frames`; takes used mbufs back; keeps it in empty ones.
+    /// Takes frames from the client, up to `limit` and the room in `frames`; takes used mbufs back; keeps it in empty ones.
     #[inline]
-    pub fn receive(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, BURST>) -> Polled {
+    pub fn receive(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, BURST>, limit: usize) -> Polled {
         let mut polled = Polled::default();
         let Some(mut half) = self.receiving.try_lock() else {
             return polled;
@@ -140,7 +149,7 @@ impl Queue {
         let mut entries = [0usize; BURST];
         let mut returned = 0u32;
 
-        let want = frames.remaining_capacity();
+        let want = frames.remaining_capacity().min(limit);
         match half.tx.dequeue(&mut entries[..want]) {
             Ok(0) => {}
             Ok(n) => {
@@ -237,20 +246,42 @@ impl Queue {
         Ok(())
     }
 
+    /// How many frames [`Queue::send`] would take now, if it could not take all of them the last time.
+    #[inline]
+    pub fn scarce_room(&self) -> Option<Room> {
+        if !self.scarce.load(Ordering::Relaxed) {
+            return None;
+        }
+        // Who holds the lock is sending, and will tell.
+        let free = self.sending.try_lock()?.free().unwrap_or(0);
+        Some(self.room(free))
+    }
+
+    fn room(&self, free: usize) -> Room {
+        let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
+        Room {
+            frames: free.min(quota_left),
+            over_quota: quota_left < free,
+        }
+    }
+
     /// Hands `frames` to the client, in order, and empties the list; what does not fit is freed. Returns how many
     /// were handed over and how many of the rest its quota kept from it.
     #[inline]
     pub fn send<const N: usize>(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, N>) -> Sent {
         let mut sending = self.sending.lock();
         let free = sending.free().unwrap_or(0);
-        let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
-        let fit = frames.len().min(free);
-        let count = fit.min(quota_left);
+        let room = self.room(free);
+        let count = frames.len().min(room.frames);
         let mut sent = Sent {
             frames: count,
             bytes: 0,
-            over_quota: count < fit,
+            over_quota: room.over_quota,
         };
+        let scarce = count < frames.len();
+        if self.scarce.load(Ordering::Relaxed) != scarce {
+            self.scarce.store(scarce, Ordering::Relaxed);
+        }
         for frame in &frames[..count] {
             ledger.give(frame, self.owner);
             sent.bytes += frame.len() as u64;
@@ -313,6 +344,14 @@ impl Queue {
     pub fn client_stats(&self) -> &ClientStats {
         &self.control.get().stats
     }
+}
+
+/// What [`Queue::send`] would take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    pub frames: usize,
+    /// It is the client's share of the pool that sets the bound, not its ring.
+    pub over_quota: bool,
 }
 
 /// What [`Queue::send`] did.

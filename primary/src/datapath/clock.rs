@@ -12,6 +12,15 @@ pub fn tsc() -> u64 {
     }
 }
 
+/// A moment, in the two units that the fast path needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moment {
+    /// The timestamp counter's.
+    pub ticks: u64,
+    /// [`Clock::seconds`].
+    pub seconds: u32,
+}
+
 /// Converts ticks.
 #[derive(Debug, Clone, Copy)]
 pub struct Clock {
@@ -25,6 +34,20 @@ impl Clock {
         Clock {
             start: tsc(),
             hz: hz.max(1),
+        }
+    }
+
+    /// Ticks a second.
+    pub fn hz(&self) -> u64 {
+        self.hz
+    }
+
+    /// The moment `ticks`.
+    #[inline]
+    pub fn at(&self, ticks: u64) -> Moment {
+        Moment {
+            ticks,
+            seconds: self.seconds(ticks),
         }
     }
 

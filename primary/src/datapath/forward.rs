@@ -10,6 +10,7 @@ use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
+use super::clock::Moment;
 use super::csum;
 use super::ledger::Ledger;
 use super::mac_table::{Key, Source};
@@ -68,11 +69,11 @@ impl Forwarder {
         self.batches.resize_with(ports, Batch::new);
     }
 
-    /// Forwards `frames`, which came in by receive queue `queue` of `port`; takes all of them. `now` in seconds.
+    /// Forwards `frames`, which came in by receive queue `queue` of `port`; takes all of them.
     ///
     /// They leave by the queue of the same number, so that what a guest spreads over its queues stays spread, and
     /// in order.
-    pub fn burst(&mut self, snapshot: &Snapshot, port: &Port, queue: u16, frames: &mut Batch, now: u32) {
+    pub fn burst(&mut self, snapshot: &Snapshot, port: &Port, queue: u16, frames: &mut Batch, now: Moment) {
         self.queue = usize::from(queue);
         let Some(bridge) = snapshot.bridges.get(port.bridge) else {
             self.ledger.free_all(frames);
@@ -84,6 +85,12 @@ impl Forwarder {
         let mut accepted: ArrayVec<(Mbuf, Parsed), BURST> = ArrayVec::new();
         for frame in frames.drain(..) {
             bytes += frame.len() as u64;
+            if let Some(limiter) = &port.limiter
+                && !limiter.admits(frame.len().saturating_sub(parse::HEADER_LEN), now.ticks)
+            {
+                self.drop_frame(frame, index, Counter::RxDropPolicing);
+                continue;
+            }
             match classify(frame.data(), port, bridge) {
                 Ok(parsed) => {
                     bridge.table.prefetch(parsed.source);
@@ -100,15 +107,15 @@ impl Forwarder {
 
         let mut copies = 0;
         for (frame, parsed) in accepted {
-            if bridge.table.check_source(parsed.source, port.index, now) == Source::Learn
-                && bridge.table.learn(parsed.source, port.index, now)
+            if bridge.table.check_source(parsed.source, port.index, now.seconds) == Source::Learn
+                && bridge.table.learn(parsed.source, port.index, now.seconds)
             {
                 self.stats.add(index, Counter::Learned, 1);
             }
             let known = if parsed.flood {
                 None
             } else {
-                bridge.table.lookup(parsed.destination, now)
+                bridge.table.lookup(parsed.destination, now.seconds)
             };
             let target = known
                 .and_then(|i| snapshot.port(i))
@@ -120,20 +127,21 @@ impl Forwarder {
                 }
                 Some(target) => match target.vlan.egress(parsed.vlan) {
                     // The port has left the VLAN since it was learned there.
-                    Egress::Absent => self.flood(snapshot, bridge, port, frame, &parsed),
+                    Egress::Absent => self.flood(snapshot, bridge, port, frame, &parsed, now),
                     egress => {
                         self.output(port, target, frame, parsed.tag, parsed.vlan, egress);
                         1
                     }
                 },
-                None => self.flood(snapshot, bridge, port, frame, &parsed),
+                None => self.flood(snapshot, bridge, port, frame, &parsed, now),
             };
         }
         self.stats.add(index, Counter::RxCopies, copies);
         self.flush(snapshot);
     }
 
-    /// Sends a copy to every other port of the VLAN, the frame itself to the last. Returns how many.
+    /// Sends a copy to every other port of the VLAN, the frame itself to the last, unless the port's storm limit is
+    /// reached. Returns how many.
     fn flood(
         &mut self,
         snapshot: &Snapshot,
@@ -141,7 +149,16 @@ impl Forwarder {
         port: &Port,
         frame: Mbuf,
         parsed: &Parsed,
+        now: Moment,
     ) -> u64 {
+        if port
+            .limiter
+            .as_ref()
+            .is_some_and(|l| !l.admits_to_many(now.ticks))
+        {
+            self.drop_frame(frame, usize::from(port.index), Counter::RxDropStorm);
+            return 0;
+        }
         let mut copies = 0;
         let mut last: Option<(&Arc<Port>, Egress)> = None;
         for target in bridge.ports.iter().filter_map(|&i| snapshot.port(i)) {
@@ -154,11 +171,9 @@ impl Forwarder {
                 continue;
             }
             if let Some((previous, egress)) = last.replace((target, egress)) {
-                match self.copy(&frame) {
-                    Some(copy) => self.output(port, previous, copy, parsed.tag, parsed.vlan, egress),
-                    None => self
-                        .stats
-                        .add(usize::from(previous.index), Counter::TxDropNoBuffer, 1),
+                match self.copy_for(previous, &frame) {
+                    Ok(copy) => self.output(port, previous, copy, parsed.tag, parsed.vlan, egress),
+                    Err(reason) => self.stats.add(usize::from(previous.index), reason, 1),
                 }
                 copies += 1;
             }
@@ -222,6 +237,17 @@ impl Forwarder {
         frame.set_checksum(Checksum::Unknown);
     }
 
+    /// A copy of `frame` for `target`, or why there is none: what its ring has no room for need not be copied.
+    fn copy_for(&self, target: &Port, frame: &Mbuf) -> Result<Mbuf, Counter> {
+        if let Io::Client(session) = &target.io
+            && let Some(room) = session.queue(self.queue).scarce_room()
+            && self.batches[usize::from(target.index)].len() >= room.frames
+        {
+            return Err(full(room.over_quota));
+        }
+        self.copy(frame).ok_or(Counter::TxDropNoBuffer)
+    }
+
     /// A copy of `frame` in an mbuf of its own; `None` where the pool is empty.
     fn copy(&self, frame: &Mbuf) -> Option<Mbuf> {
         let mut fresh = ArrayVec::<Mbuf, 1>::new();
@@ -257,17 +283,8 @@ impl Forwarder {
         let total = batch.len();
         let (sent, bytes, reason) = match &port.io {
             Io::Client(session) => {
-                let queue = &session.queues()[self.queue % session.queues().len()];
-                let sent = queue.send(&self.ledger, batch);
-                (
-                    sent.frames,
-                    sent.bytes,
-                    if sent.over_quota {
-                        Counter::TxDropQuota
-                    } else {
-                        Counter::TxDropFull
-                    },
-                )
+                let sent = session.queue(self.queue).send(&self.ledger, batch);
+                (sent.frames, sent.bytes, full(sent.over_quota))
             }
             Io::Ethdev(io) => {
                 let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.len() as u64).collect();
@@ -290,6 +307,15 @@ impl Forwarder {
         if sent < total {
             self.stats.add(index, reason, (total - sent) as u64);
         }
+    }
+}
+
+/// Why a client does not get a frame.
+fn full(over_quota: bool) -> Counter {
+    if over_quota {
+        Counter::TxDropQuota
+    } else {
+        Counter::TxDropFull
     }
 }
 

@@ -6,11 +6,13 @@ pub mod clock;
 pub mod csum;
 pub mod forward;
 pub mod ledger;
+pub mod limit;
 pub mod mac_table;
 pub mod parse;
 pub mod pmd;
 pub mod port;
 pub mod snapshot;
+pub mod turns;
 pub mod vlan;
 
 /// Frames handled together.

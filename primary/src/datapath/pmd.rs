@@ -19,6 +19,7 @@ use super::forward::Forwarder;
 use super::ledger::Ledger;
 use super::port::{Io, Port};
 use super::snapshot::{Publisher, Snapshot};
+use super::turns::Turns;
 
 /// How long a thread polls in vain before it sleeps. Longer than the gaps of traffic worth polling for.
 const IDLE_BEFORE_SLEEP: Duration = Duration::from_micros(50);
@@ -26,6 +27,13 @@ const IDLE_BEFORE_SLEEP: Duration = Duration::from_micros(50);
 const DEVICE_SLEEP: Duration = Duration::from_micros(250);
 /// Longest sleep otherwise: a safety net, no timer that anything waits for.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
+
+/// How far one queue may be ahead of another that wants time as well: a little more than a full burst takes.
+const LEAD: Duration = Duration::from_micros(4);
+/// How long a queue's turn should last at most: some hundred frames wait in the others' rings meanwhile.
+const TURN: Duration = Duration::from_micros(20);
+/// What a turn counts for at most. Nothing but an interruption takes longer.
+const LONGEST_TURN: Duration = Duration::from_millis(1);
 
 /// What the control thread shares with a PMD thread.
 #[derive(Debug, Default)]
@@ -70,6 +78,8 @@ impl Pmd {
         let (mut snapshot, mut generation) = publisher.load(thread, None);
         let mut queues = polled_queues(&snapshot, thread);
         forwarder.resize(snapshot.ports.len());
+        let mut turns = Turns::new(clock.ticks(LEAD), clock.ticks(TURN), clock.ticks(LONGEST_TURN));
+        turns.reset(queues.len());
         let idle_ticks = clock.ticks(IDLE_BEFORE_SLEEP);
         let mut last = tsc();
         let mut idle_since = last;
@@ -82,19 +92,35 @@ impl Pmd {
                 (snapshot, generation) = publisher.load(thread, Some(snapshot));
                 queues = polled_queues(&snapshot, thread);
                 forwarder.resize(snapshot.ports.len());
+                turns.reset(queues.len());
                 idle_since = tsc();
             }
-            let now = clock.seconds(last);
+            let now = clock.at(last);
             let mut packets = 0;
             let mut worked = false;
-            for polled in &queues {
-                worked |= poll(polled, &ledger, forwarder.stats(), &mut frames);
-                if !frames.is_empty() {
-                    packets += frames.len();
+            let mut tick = last;
+            turns.next_round();
+            for (number, polled) in queues.iter().enumerate() {
+                let limit = turns.burst(number);
+                if limit == 0 {
+                    worked = true;
+                    continue;
+                }
+                let had_work = poll(polled, &ledger, forwarder.stats(), &mut frames, limit);
+                let count = frames.len();
+                if count > 0 {
+                    packets += count;
                     forwarder.burst(&snapshot, &polled.port, polled.queue, &mut frames, now);
                 }
+                let before = std::mem::replace(&mut tick, tsc());
+                if had_work {
+                    turns.charge(number, tick.wrapping_sub(before), count);
+                    worked = true;
+                }
             }
-            let tick = tsc();
+            if queues.is_empty() {
+                tick = tsc();
+            }
             if packets > 0 {
                 forwarder
                     .stats()
@@ -139,18 +165,25 @@ fn polled_queues(snapshot: &Snapshot, thread: usize) -> Vec<Polled> {
         .collect()
 }
 
-/// Takes a burst into `frames`; true if there was anything to do.
+/// Takes a burst into `frames`; true if there was anything to do. A client's has `limit` frames at most; a device's
+/// may have more, since drivers take no small bursts.
 #[inline]
-fn poll(polled: &Polled, ledger: &Ledger, stats: &PortBlock, frames: &mut ArrayVec<Mbuf, BURST>) -> bool {
+fn poll(
+    polled: &Polled,
+    ledger: &Ledger,
+    stats: &PortBlock,
+    frames: &mut ArrayVec<Mbuf, BURST>,
+    limit: usize,
+) -> bool {
     match &polled.port.io {
         Io::Client(session) => {
-            let found = session.queues()[usize::from(polled.queue)].receive(ledger, frames);
+            let found = session.queues()[usize::from(polled.queue)].receive(ledger, frames, limit);
             if found.bad_mbufs + found.bad_rings > 0 {
                 let index = usize::from(polled.port.index);
                 stats.add(index, Counter::RxBadMbuf, found.bad_mbufs);
                 stats.add(index, Counter::RxBadRing, found.bad_rings);
             }
-            !frames.is_empty() || found.moved > 0
+            !frames.is_empty() || found.moved > 0 || found.bad_mbufs > 0
         }
         Io::Ethdev(io) => {
             let too_long = io.receive(polled.queue, frames);

@@ -12,6 +12,7 @@ use vswitch_common::mbuf::Mbuf;
 
 use super::client_port::Session;
 use super::clock::{Clock, tsc};
+use super::limit::Limiter;
 use super::vlan::VlanPolicy;
 
 /// Index of a port in the datapath, of its counters, and in the learning tables. Stays the same while it exists.
@@ -26,6 +27,8 @@ pub struct Port {
     pub vlan: VlanPolicy,
     /// Bytes of the longest frame that leaves by it: MTU, Ethernet header and two tags.
     pub max_frame: usize,
+    /// What keeps what comes in by it to its limits.
+    pub limiter: Option<Arc<Limiter>>,
     pub io: Io,
 }
 

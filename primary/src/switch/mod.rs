@@ -5,9 +5,11 @@
 //! |---|---|
 //! | [`kind`] | what an Interface row asks for |
 //! | [`kernel`] | interfaces in the host kernel |
+//! | [`limits`] | what an Interface row limits its traffic to |
 //! | [`clients`] | ring ports' memory and their clients |
 //! | [`reconcile`] | from the database's configuration to bridges and ports |
 //! | [`attachments`] | clients that come and go |
+//! | [`overload`] | what the log says of drops |
 //! | [`report`] | what the database shows of it all |
 //! | [`commands`] | ovs-appctl |
 
@@ -16,6 +18,8 @@ pub mod clients;
 pub mod commands;
 pub mod kernel;
 pub mod kind;
+pub mod limits;
+pub mod overload;
 pub mod reconcile;
 pub mod report;
 
@@ -35,6 +39,7 @@ use vswitch_control::{MacAddr, Uuid};
 use crate::attach::{Admission, ClientId, Notice};
 use crate::datapath::clock::Clock;
 use crate::datapath::ledger::Ledger;
+use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::MacTable;
 use crate::datapath::port::{EthdevIo, FRAME_OVERHEAD, Io, Port, PortIndex};
 use crate::datapath::snapshot::{Bridge, Publisher, RxQueue, Snapshot};
@@ -44,6 +49,7 @@ use crate::pmds::Pmds;
 use clients::Clients;
 use kernel::{KernelPort, Watch};
 use kind::Kind;
+use overload::Overload;
 
 /// Payload of a frame by default, in bytes.
 pub const DEFAULT_MTU: u16 = 1500;
@@ -70,6 +76,10 @@ pub struct PortState {
     pub ofport: u16,
     pub vlan: VlanPolicy,
     pub mtu: u16,
+    /// What keeps what comes in to its limits.
+    pub limiter: Option<Arc<Limiter>>,
+    /// What is wrong with its row, though it works.
+    pub complaint: Option<String>,
     pub kind: Kind,
     pub backend: Backend,
 }
@@ -130,6 +140,7 @@ pub struct Switch {
     ports: BTreeMap<String, PortState>,
     clients: Clients,
     max_sleep: Option<Duration>,
+    overload: Overload,
     /// What the attach server is to tell clients when a change is through.
     notices: Vec<(ClientId, Notice)>,
 }
@@ -144,6 +155,7 @@ impl Switch {
             ports: BTreeMap::new(),
             clients: Clients::default(),
             max_sleep: None,
+            overload: Overload::default(),
             notices: Vec::new(),
         }
     }
@@ -194,6 +206,7 @@ impl Switch {
                 bridge,
                 vlan: state.vlan.clone(),
                 max_frame,
+                limiter: state.limiter.clone(),
                 io,
             }));
         }
@@ -252,10 +265,22 @@ impl Switch {
         self.watch_kernel_ports();
         self.mirror_client_counters();
         self.watch_clients();
+        self.watch_drops();
         let pool = self.parts.ledger.pool();
         self.parts
             .segment
             .set_pool(pool.size().into(), pool.available().into());
+    }
+
+    /// Names the causes of drops in the log.
+    fn watch_drops(&mut self) {
+        for state in self.ports.values() {
+            let Some(index) = state.index() else { continue };
+            let total = |counter| self.parts.segment.total(index.into(), counter);
+            for (text, count) in self.overload.look(index, total) {
+                log::warn!("{} {text} ({count} so far)", state.name);
+            }
+        }
     }
 
     /// What clients are to be told.

@@ -14,8 +14,10 @@ use vswitch_control::{MacAddr, Uuid};
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
+use super::limits;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
 use crate::attach::{Notice, Refused};
+use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, GREATEST_SIZE, LEAST_SIZE, MacTable};
 use crate::datapath::port::{EthdevIo, PortIndex};
 use crate::datapath::vlan::VlanPolicy;
@@ -138,6 +140,7 @@ impl Switch {
         for state in removed {
             let Some(index) = state.index() else { continue };
             self.forget_port(index);
+            self.overload.forget(index);
             if let Backend::Client { port, .. } = state.backend {
                 if let Some(claim) = self.clients.claims.get(&port) {
                     let text = format!("port {port} was removed from the switch");
@@ -167,6 +170,8 @@ impl Switch {
 
     fn configure_port(&mut self, wanted: &Wanted<'_>) {
         let (vlan, mtu, mac) = (wanted.vlan(), wanted.mtu(), wanted.mac());
+        let (limits, complaint) = limits::of(wanted.interface);
+        let limiter = Limiter::new(limits, self.parts.clock).map(Arc::new);
         let asked = wanted
             .interface
             .ofport_request
@@ -184,6 +189,14 @@ impl Switch {
                     bridge.table.flush_port(index);
                 }
             }
+            if state.limiter.as_ref().map(|l| l.limits()) != limiter.as_ref().map(|l| l.limits()) {
+                log::info!("bridge {}: limits of port {} changed", state.bridge, state.name);
+                state.limiter = limiter;
+            }
+            if let Some(text) = complaint.as_ref().filter(|c| state.complaint.as_ref() != Some(c)) {
+                log::warn!("bridge {}: port {}: {text}", state.bridge, state.name);
+            }
+            state.complaint = complaint;
             let new_mtu = std::mem::replace(&mut state.mtu, mtu) != mtu;
             match &mut state.backend {
                 Backend::Client { port, .. } if new_mtu => {
@@ -226,6 +239,9 @@ impl Switch {
                 wanted.bridge.name
             ),
         }
+        if let Some(text) = &complaint {
+            log::warn!("bridge {}: port {name}: {text}", wanted.bridge.name);
+        }
         let state = PortState {
             uuid: wanted.interface.uuid,
             name: name.clone(),
@@ -233,6 +249,8 @@ impl Switch {
             ofport,
             vlan,
             mtu,
+            limiter,
+            complaint,
             kind,
             backend,
         };

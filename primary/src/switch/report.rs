@@ -48,6 +48,7 @@ impl Switch {
             ofport: Some(port.ofport.into()),
             admin_state: state(true),
             mtu: Some(port.mtu.into()),
+            error: port.complaint.clone(),
             ..InterfaceStatus::default()
         };
         let text = |pairs: &[(&str, String)]| -> BTreeMap<String, String> {

@@ -1,7 +1,7 @@
 //! Our own `ovsdb-server`: its database, its process, its restart.
 //!
 //! [`Supervisor::start`] creates or converts the database, starts the server and returns once it answers; the server is
-//! restarted when it dies, and dies with us. Start it before EAL, whose threads' CPU affinity the server would inherit.
+//! restarted when it dies or no longer answers, and dies with us. Start it before EAL, whose threads' CPU affinity the server would inherit.
 //!
 //! ```no_run
 //! # use vswitch_control::ovsdb_server::{Options, Supervisor};
@@ -16,6 +16,7 @@ mod database;
 mod error;
 mod process;
 mod programs;
+mod pulse;
 mod root_row;
 mod supervisor;
 

@@ -6,6 +6,7 @@ use super::database::Database;
 use super::error::{MAX_SOCKET_PATH, SupervisorError};
 use super::process::child_setup;
 use super::programs::{complaint, find, find_schema, version};
+use super::pulse::Pulse;
 use super::root_row::{SystemInfo, initialise};
 use crate::ovsdb::Target;
 use crate::stream::connect_unix;
@@ -48,6 +49,8 @@ pub struct Options {
     pub ovs_version: Option<String>,
     /// Time for the server to answer at the start.
     pub ready_timeout: Duration,
+    /// A running server that is silent for so long is killed and started again.
+    pub silence: Duration,
 }
 
 impl Options {
@@ -58,6 +61,7 @@ impl Options {
             schema: None,
             ovs_version: None,
             ready_timeout: Duration::from_secs(10),
+            silence: Duration::from_secs(10),
         }
     }
 }
@@ -218,8 +222,11 @@ impl Worker {
         self.clean_up();
     }
 
-    /// Waits for the server's end (`Some`: how it ended) or for the order to stop (`None`).
+    /// Waits for the server's end (`Some`: how it ended) or for the order to stop (`None`). Kills it when it hangs.
     fn watch(&self, server: &mut Server, stop: &Receiver<()>) -> Option<String> {
+        let silence = self.options.silence;
+        let looks = silence.as_millis() / WATCH.as_millis();
+        let mut pulse = Pulse::new(self.options.run_dir.join("db.sock"), looks as u32);
         loop {
             if stopped_within(stop, WATCH) {
                 return None;
@@ -227,6 +234,14 @@ impl Worker {
             if let Ok(Some(status)) = server.child.try_wait() {
                 self.set_pid(None);
                 return Some(status.to_string());
+            }
+            if pulse.hangs() {
+                log::error!(
+                    "ovsdb-server has not answered for {} seconds; killing it",
+                    silence.as_secs_f32()
+                );
+                // Its end is seen above; a server in the midst of a disk's hang ends when that does.
+                let _ = server.child.kill();
             }
         }
     }

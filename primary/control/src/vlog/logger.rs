@@ -41,6 +41,7 @@ impl Log for Logger {
         if !console && !file {
             return;
         }
+        #[expect(clippy::disallowed_methods, reason = "the date of a line in the log")]
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let mut line = utc(now.as_secs());
         let name = level_name(level.to_level_filter());

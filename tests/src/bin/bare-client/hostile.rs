@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::mem::offset_of;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -109,23 +110,41 @@ impl Client {
     /// `ring-bells COUNT`: rings every doorbell of this process that it has the ringing end of. They are pipes.
     pub fn ring_bells(&mut self, mut words: Words<'_>) -> Result<String, String> {
         let count: u64 = words.number()?;
-        let is_pipe = |path: std::path::PathBuf| {
-            std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("pipe:"))
-        };
-        let entries = std::fs::read_dir("/proc/self/fd").map_err(|e| e.to_string())?;
-        let pipes = entries
-            .flatten()
-            .filter(|e| is_pipe(e.path()))
-            .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
-            .filter(|&fd| fd > 2);
         // SAFETY: writes one byte to a descriptor; a reading end gives an error.
         let ring = |fd: i32| unsafe { libc::write(fd, [1u8].as_ptr().cast(), 1) };
-        let bells: Vec<i32> = pipes.filter(|&fd| ring(fd) == 1).collect();
+        let bells: Vec<i32> = pipes()?.into_iter().filter(|&fd| ring(fd) == 1).collect();
         for _ in 0..count {
             bells.iter().for_each(|&fd| _ = ring(fd));
         }
         Ok(bells.len().to_string())
     }
+
+    /// `mute`: from here on every ring of a doorbell is lost.
+    pub fn mute(&mut self) -> Result<String, String> {
+        let nowhere = std::fs::File::options().write(true).open("/dev/null");
+        let nowhere = nowhere.map_err(|e| e.to_string())?;
+        // SAFETY: asks for a descriptor's flags.
+        let writes = |fd: i32| unsafe { libc::fcntl(fd, libc::F_GETFL) } & libc::O_ACCMODE == libc::O_WRONLY;
+        let bells: Vec<i32> = pipes()?.into_iter().filter(|&fd| writes(fd)).collect();
+        for &fd in &bells {
+            // SAFETY: what is written there goes nowhere from now on; its owner closes it as before.
+            unsafe { libc::dup2(nowhere.as_raw_fd(), fd) };
+        }
+        Ok(bells.len().to_string())
+    }
+}
+
+/// Descriptors of pipes, but for the standard three.
+fn pipes() -> Result<Vec<i32>, String> {
+    let is_pipe = |path: std::path::PathBuf| {
+        std::fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("pipe:"))
+    };
+    let entries = std::fs::read_dir("/proc/self/fd").map_err(|e| e.to_string())?;
+    let pipes = entries
+        .flatten()
+        .filter(|e| is_pipe(e.path()))
+        .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok());
+    Ok(pipes.filter(|&fd| fd > 2).collect())
 }
 
 /// `hog`: from now on a thread takes a MiB of memory each millisecond and uses it, until the process is killed for it.

@@ -10,7 +10,7 @@
 //! | `load KEY=VALUE...`, `stop` | numbered frames until told to stop, see [`load`] |
 //! | `hog` | eats memory from now on, until that kills it |
 //! | `take COUNT`, `hold COUNT`, `release` | keeps empty mbufs, keeps received frames, gives all kept back |
-//! | `push`, `scribble`, `write`, `index`, `ring-bells` | what no honest client does, see [`hostile`] |
+//! | `push`, `scribble`, `write`, `index`, `ring-bells`, `mute` | what no honest client does, see [`hostile`] |
 //! | `hello`, `turn`, `eal`, `ready`, `again`, `detach` | the steps of an attach, one by one, see [`steps`] |
 //! | `lookup NAME` | is there an `rte_ring` of that name? |
 //! | `event MS` | what the switch says on the attach socket within MS |
@@ -88,6 +88,7 @@ impl Client {
             "write" => self.write(words),
             "index" => self.index(words),
             "ring-bells" => self.ring_bells(words),
+            "mute" => self.mute(),
             "hello" => self.hello(words),
             "turn" => self.turn(),
             "eal" => self.eal(),
