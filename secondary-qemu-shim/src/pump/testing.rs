@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vswitch_common::mbuf::{BUF_LEN, Checksum, Mbuf, PRIV_LEN};
+use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::layout::ClientStats;
 
 use super::{Gate, Pump, State, sleep};
@@ -45,7 +46,7 @@ impl<P: SwitchPort + 'static> Pump<P> {
     /// The process is out of descriptors.
     pub fn without_thread() -> io::Result<Pump<P>> {
         Ok(Pump {
-            gate: Arc::new(Gate::new(State::default())?),
+            gate: Arc::new(Gate::new(State::default(), Doorbell::new()?)),
             thread: None,
         })
     }
@@ -58,7 +59,7 @@ impl<P: SwitchPort + 'static> Pump<P> {
                 let standings = state.step();
                 if !standings.busy() {
                     // `change` has just rung it.
-                    sleep::sleep(state, standings, self.gate.wake_fd());
+                    sleep::sleep(state, standings, self.gate.bell().as_fd());
                     return true;
                 }
             }

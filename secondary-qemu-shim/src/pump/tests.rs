@@ -531,7 +531,7 @@ fn an_early_change_leaves_no_ring() {
 /// A device that goes at once, on a busy host: its pump's thread comes to run after it was told to stop.
 #[test]
 fn a_pump_stopped_before_it_ran_ends() {
-    let gate = Arc::new(Gate::new(State::<Loopback>::default()).unwrap());
+    let gate = Arc::new(Gate::new(State::<Loopback>::default(), Doorbell::new().unwrap()));
     gate.change(|state| state.stop = true);
     let thread = std::thread::spawn({
         let gate = Arc::clone(&gate);
