@@ -127,13 +127,7 @@ impl Namespace {
                 &format!("count={mib}"),
             ],
         );
-        let mut command = receiver.command("socat");
-        command.args([
-            "-u",
-            "TCP-LISTEN:7000,reuseaddr",
-            &format!("OPEN:{received},creat,trunc"),
-        ]);
-        let mut server = Child::start(&mut command, &switch.scratch().join("socat.log"));
+        let mut server = receiver.receives_file(&received, switch);
         let start = std::time::Instant::now();
         self.run(&format!(
             "socat -u OPEN:{sent},rdonly TCP:{address}:7000,retry=50,interval=0.1"
@@ -144,12 +138,24 @@ impl Namespace {
             "{mib} MiB in {seconds:.1} s, {:.0} Mbit/s",
             f64::from(mib) * 8.388_608 / seconds
         );
-        let sum = |file: &str| run("sha256sum", &[file])[..64].to_owned();
         assert!(
-            status.success() && sum(&sent) == sum(&received),
+            status.success() && sha256(&sent) == sha256(&received),
             "socat: {status}"
         );
         assert_eq!(receiver.tcp_checksum_errors(), 0);
+    }
+
+    /// A server on TCP port 7000 that writes what comes to `file`, and ends with the connection.
+    #[track_caller]
+    pub fn receives_file(&self, file: &str, switch: &Switch) -> Child {
+        prerequisites::program("socat", "socat");
+        let mut command = self.command("socat");
+        command.args([
+            "-u",
+            "TCP-LISTEN:7000,reuseaddr",
+            &format!("OPEN:{file},creat,trunc"),
+        ]);
+        Child::start(&mut command, &switch.scratch().join("socat.log"))
     }
 
     /// Segments with a wrong checksum that have come here.
@@ -202,6 +208,12 @@ fn sweep() {
             remove(&name);
         }
     }
+}
+
+/// SHA-256 of a file, in hexadecimal.
+#[track_caller]
+pub fn sha256(file: &str) -> String {
+    run("sha256sum", &[file])[..64].to_owned()
 }
 
 /// Is there an interface `name` in this process's namespace?

@@ -124,8 +124,52 @@ fn a_ring_device_gives_back() {
 fn a_kernel_interface_by_af_packet() {
     let veth = Veth::new();
     let switch = Switch::with_ports(&[1]);
-    let mut client = Bare::attached(&switch, 1);
     add_device(&switch, "kernel", &format!("net_af_packet0,iface={}", veth.near));
+    both_ways(&switch, &veth);
+}
+
+/// Where the kernel or this DPDK has no AF_XDP, the row must say so.
+#[test]
+fn a_kernel_interface_by_af_xdp() {
+    let veth = Veth::new();
+    let switch = Switch::with_ports(&[1]);
+    let complaint = switch.vsctl_complaint(&add_line("kernel", &format!("net_af_xdp0,iface={}", veth.near)));
+    if complaint.is_empty() {
+        assert_eq!(
+            switch.get("Interface", "kernel", "status:driver_name"),
+            "net_af_xdp"
+        );
+        both_ways(&switch, &veth);
+    } else {
+        println!("{complaint}");
+        assert!(complaint.contains("AF_XDP"), "{complaint}");
+    }
+}
+
+#[test]
+fn a_kernel_interface_must_be_there() {
+    let switch = Switch::with_ports(&[]);
+    for (devargs, named) in [
+        ("net_af_packet0", "iface=NAME"),
+        (
+            "net_af_packet0,iface=no-such-netdev",
+            "no interface 'no-such-netdev'",
+        ),
+        (
+            "net_af_xdp0,iface=no-such-netdev",
+            "no interface 'no-such-netdev'",
+        ),
+    ] {
+        let complaint = switch.vsctl_complaint(&add_line("kernel", devargs));
+        assert!(complaint.contains(named), "{complaint}");
+        switch.vsctl("del-port kernel");
+    }
+}
+
+/// Frames between client 1 and the far end of `veth`, whose near end is on the switch.
+#[track_caller]
+fn both_ways(switch: &Switch, veth: &Veth) {
+    let mut client = Bare::attached(switch, 1);
     let far = PacketSocket::open(&veth.far);
     for frame in [
         Frame::marked(mac(9), mac(1), 1, 60),

@@ -311,6 +311,27 @@ fn describe(state: State) -> &'static str {
     }
 }
 
+/// Why DPDK did not take a kernel interface by `devargs`, where that can be told and its own `error` can't.
+pub fn explain_devargs(devargs: &str, error: EthdevError) -> String {
+    let mut words = devargs.split(',');
+    let device = words.next().unwrap_or_default();
+    let xdp = device.starts_with("net_af_xdp");
+    if !xdp && !device.starts_with("net_af_packet") {
+        return error.to_string();
+    }
+    match words.find_map(|word| word.strip_prefix("iface=")) {
+        None => format!("'{device}' is missing the name of an interface: {device},iface=NAME"),
+        Some(name) if netdev::index(name).is_none() => {
+            format!("'{device}': the host has no interface '{name}'")
+        }
+        Some(name) if xdp => format!(
+            "{error}; for '{name}' by AF_XDP the kernel needs CONFIG_XDP_SOCKETS and the driver must know XDP, DPDK its \
+             driver net_af_xdp; net_af_packet0,iface={name} needs neither"
+        ),
+        Some(_) => error.to_string(),
+    }
+}
+
 /// What the driver takes, as DPDK counts it: with Ethernet header and checksum.
 fn largest_mtu(info: &Info) -> u16 {
     u16::try_from(info.max_rx_packet.saturating_sub(18)).unwrap_or(u16::MAX)

@@ -12,7 +12,7 @@ use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchC
 use vswitch_control::{MacAddr, Uuid};
 
 use super::clients::PortMemory;
-use super::kernel::{KernelPort, Request};
+use super::kernel::{KernelPort, Request, explain_devargs};
 use super::kind::Kind;
 use super::limits;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
@@ -346,14 +346,13 @@ impl Switch {
         }
         // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
         ethdev::leave_ipc(&ethdev::eal_runtime_dir());
-        let mut device = Ethdev::attach(devargs).map_err(|e| e.to_string())?;
+        let explain = |e| explain_devargs(devargs, e);
+        let mut device = Ethdev::attach(devargs).map_err(explain)?;
         let setup = Setup {
             tx_queues: setup.tx_queues.max(self.parts.pmds.count() as u16),
             ..*setup
         };
-        device
-            .start(&setup, self.parts.ledger.pool())
-            .map_err(|e| e.to_string())?;
+        device.start(&setup, self.parts.ledger.pool()).map_err(explain)?;
         let link = device.link();
         Ok(Backend::Ethdev {
             index,
