@@ -92,6 +92,13 @@ fn interfaces_come_and_go_with_their_ports() {
         switch.vsctl("get Interface int0 mac_in_use mtu"),
         "\"02:aa:00:00:00:02\"\n1400\n"
     );
+    switch.vsctl("set Interface int0 mtu_request=2000");
+    let mtu = if backend == "tap" { "1504" } else { "2000" };
+    assert_eq!(
+        switch.get("Interface", "int0", "mtu"),
+        mtu,
+        "as far as the driver goes"
+    );
     switch.vsctl("set Bridge br0 other_config:hwaddr=02:bb:00:00:00:01");
     assert_eq!(interface_file("br0", "address"), "02:bb:00:00:00:01");
     assert_eq!(interface_file("int0", "ifindex"), index);

@@ -121,6 +121,8 @@ pub struct KernelPort {
     pub netdev: Netdev,
     pub via: Via,
     pub state: State,
+    /// Bytes of payload, as far as the driver goes: it gives up a whole burst for one frame that is longer.
+    pub mtu: u16,
     /// The address as configured; the host may have set another.
     mac: MacAddr,
 }
@@ -192,6 +194,7 @@ impl KernelPort {
             netdev: Netdev::new(request.name, queue),
             via,
             state: State::Down,
+            mtu,
             mac: request.mac,
         };
         port.switch_off(parts);
@@ -222,7 +225,7 @@ impl KernelPort {
     }
 
     /// Sets another MTU, as far as the driver goes.
-    pub fn set_mtu(&self, asked: u16) {
+    pub fn set_mtu(&mut self, asked: u16) {
         let most = self.io.device.info().map_or(asked, |info| largest_mtu(&info));
         let mtu = asked.min(most);
         if mtu < asked {
@@ -232,6 +235,7 @@ impl KernelPort {
             log::warn!("{e}");
         }
         self.apply_mtu(mtu);
+        self.mtu = mtu;
     }
 
     fn apply_mtu(&self, mtu: u16) {

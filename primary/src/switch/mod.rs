@@ -200,7 +200,11 @@ impl Switch {
                 snapshot.ports.resize_with(at + 1, || None);
             }
             snapshot.bridges[bridge].ports.push(index);
-            let max_frame = usize::from(state.mtu) + FRAME_OVERHEAD;
+            let mtu = match &state.backend {
+                Backend::Kernel { port, .. } => port.mtu,
+                _ => state.mtu,
+            };
+            let max_frame = usize::from(mtu) + FRAME_OVERHEAD;
             snapshot.ports[at] = Some(Arc::new(Port {
                 index,
                 bridge,
