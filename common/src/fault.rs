@@ -42,7 +42,7 @@ pub enum Point {
     QueueReady,
     /// Switch: a client told that its turn has come.
     TurnGiven,
-    /// Switch: a client has its rings' addresses, the PMD threads don't know of it.
+    /// Switch: PMD threads work on a client's rings, and it has just got their addresses.
     AttachAnswered,
     /// Switch: PMD threads have left a dead client's rings, its mbufs are not taken back.
     ReleaseUnpublished,

@@ -152,14 +152,6 @@ impl Ports for Switch {
             ours.push((bell, ringer));
         }
         let fds: Vec<BorrowedFd<'_>> = theirs.iter().map(AsFd::as_fd).collect();
-        // A client that does not take the answer is gone; its connection's end follows.
-        if !send(&answer, &fds) {
-            return Err(Refused {
-                reason: Reason::Malformed,
-                text: "the client does not read its answer".into(),
-            });
-        }
-        fault::point(Point::AttachAnswered);
         let parts = memory
             .into_iter()
             .zip(ours)
@@ -177,7 +169,16 @@ impl Ports for Switch {
                 offences,
             },
         );
+        // Before the answer: who reads it may send at once, and is found by what others send.
         self.publish();
+        // A client that does not take the answer is gone; its release follows.
+        if !send(&answer, &fds) {
+            return Err(Refused {
+                reason: Reason::Malformed,
+                text: "the client does not read its answer".into(),
+            });
+        }
+        fault::point(Point::AttachAnswered);
         self.parts.stats.add(index.into(), Counter::Attached, 1);
         log::info!(
             "port {} ({name}): {} attached, {queues} queue pair(s)",
