@@ -92,6 +92,11 @@ fn is_ending(why: &AttachError) -> bool {
     }
 }
 
+/// Does another client hold the port?
+fn is_taken(why: &AttachError) -> bool {
+    matches!(why, AttachError::Refused { reason, .. } if *reason == Reason::PortTaken as u32)
+}
+
 struct Worker {
     config: Config,
     sandbox: Sandbox,
@@ -114,6 +119,8 @@ impl Worker {
                 ),
                 // It ends. The next one may be here soon.
                 Err(why) if is_ending(&why) => (None, LOOK_EVERY),
+                // Most likely the shim that this one takes the place of, on its way out.
+                Err(why) if is_taken(&why) => (Some(format!("{why}; waiting for it to end")), LOOK_EVERY),
                 Err(why) => (Some(format!("{why}; trying again every second")), ASK_EVERY),
             };
             if let Some(text) = text {

@@ -17,9 +17,9 @@ use nix::unistd::{Pid, getppid};
 /// Exit code of a served process that wants to be started anew (EX_TEMPFAIL).
 pub const RESTART: u8 = 75;
 
-/// Two starts are at least this far apart, and twice as far after each that did not last.
+/// Two starts are at least this far apart, and after a crash twice as far each time.
 const START_EVERY: Duration = Duration::from_millis(50);
-/// But not farther than this; who lived as long is said to have lasted.
+/// But not farther than this; who lived as long did not crash at the start.
 const START_EVERY_AT_MOST: Duration = Duration::from_secs(1);
 
 /// Why there is no supervision.
@@ -65,21 +65,22 @@ pub fn run(args: &[OsString]) -> Result<ExitCode, SupervisorError> {
         let started = Instant::now();
         let mut child = start(args).map_err(SupervisorError::Start)?;
         let (status, told) = wait(&mut child, &mut signals)?;
+        let lived = started.elapsed();
         match (status.code(), told) {
-            (Some(code), false) if code == RESTART.into() => {}
+            (Some(code), false) if code == RESTART.into() => every = START_EVERY,
             (None, false) => {
                 eprintln!(
                     "dpdk-qemu-shim: the process that serves the port ended ({status}); starting another"
                 );
+                let lasted = lived >= START_EVERY_AT_MOST;
+                every = if lasted {
+                    START_EVERY
+                } else {
+                    (every * 2).min(START_EVERY_AT_MOST)
+                };
             }
             _ => return Ok(exit_code(status, told)),
         }
-        let lived = started.elapsed();
-        every = if lived >= START_EVERY_AT_MOST {
-            START_EVERY
-        } else {
-            (every * 2).min(START_EVERY_AT_MOST)
-        };
         std::thread::sleep(every.saturating_sub(lived));
     }
 }
