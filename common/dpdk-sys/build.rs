@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// Functions bound, as regular expressions.
 const FUNCTIONS: &[&str] = &[
     "dpdk_sys_.*",
-    "rte_eal_(init|cleanup|process_type|remote_launch|wait_lcore|get_runtime_dir)",
+    "rte_eal_(init|cleanup|process_type|remote_launch|wait_lcore|get_runtime_dir|iova_mode)",
     "rte_get_(tsc_hz|next_lcore|main_lcore)",
     "rte_lcore_(count|id)",
     "rte_(strerror|version)",
@@ -25,7 +25,11 @@ const FUNCTIONS: &[&str] = &[
     "rte_eth_dev_(get_port_by_name|rx_intr_ctl_q_get_fd)",
     "rte_(dev_probe|dev_remove|eal_hotplug_remove|eal_hotplug_add)",
     "rte_vdev_(init|uninit)",
-    "rte_dev_(name|driver|devargs)",
+    "rte_dev_(name|driver|devargs|bus|bus_info)",
+    "rte_bus_name",
+    "rte_vfio_(enable|is_enabled)",
+    "rte_dev_(event_monitor_start|hotplug_handle_enable|event_callback_register)",
+    "rte_eth_dev_(flow_ctrl_get|flow_ctrl_set|callback_register)",
     "rte_driver_name",
 ];
 
@@ -39,6 +43,7 @@ const TYPES: &[&str] = &[
 ];
 
 const VARS: &[&str] = &[
+    "DPDK_SYS_.*",
     "RTE_MBUF_F_.*",
     "RTE_ETH_.*",
     "RTE_MAX_LCORE",

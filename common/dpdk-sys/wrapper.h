@@ -1,4 +1,5 @@
 /* The DPDK headers that dpdk-sys binds. */
+#include <rte_bus.h>
 #include <rte_bus_vdev.h>
 #include <rte_cycles.h>
 #include <rte_dev.h>
@@ -15,8 +16,19 @@
 #include <rte_memzone.h>
 #include <rte_ring.h>
 #include <rte_version.h>
+#include <rte_vfio.h>
 
 /* rte_errno is a per-lcore macro, which no binding generator can follow. */
 static inline int dpdk_sys_errno(void) { return rte_errno; }
 /* The text log of DPDK: its level macros are casts that bindgen leaves out. */
 static inline void dpdk_sys_log_level(unsigned level) { rte_log_set_global_level(level); }
+
+/* Flags that are macros of macros, which bindgen leaves out, too. */
+static const uint64_t DPDK_SYS_RX_CHECKSUM = RTE_ETH_RX_OFFLOAD_TCP_CKSUM | RTE_ETH_RX_OFFLOAD_UDP_CKSUM;
+static const uint64_t DPDK_SYS_RX_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
+static const uint64_t DPDK_SYS_TX_TCP_CHECKSUM = RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
+static const uint64_t DPDK_SYS_TX_UDP_CHECKSUM = RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
+static const uint64_t DPDK_SYS_TX_VLAN_INSERT = RTE_ETH_TX_OFFLOAD_VLAN_INSERT;
+static const uint64_t DPDK_SYS_TX_MULTI_SEGMENT = RTE_ETH_TX_OFFLOAD_MULTI_SEGS;
+static const uint32_t DPDK_SYS_LINK_INTERRUPT = RTE_ETH_DEV_INTR_LSC;
+static const uint32_t DPDK_SYS_REMOVAL_INTERRUPT = RTE_ETH_DEV_INTR_RMV;

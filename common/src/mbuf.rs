@@ -44,6 +44,17 @@ pub enum Checksum {
     Partial { start: u16, offset: u16 },
 }
 
+/// Where a driver finds what to complete of a TCP or UDP checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TxChecksum {
+    pub udp: bool,
+    pub ipv6: bool,
+    /// Bytes in front of the IP header, less than 128.
+    pub l2_len: u16,
+    /// Bytes of the IP header, less than 512.
+    pub l3_len: u16,
+}
+
 /// In the mbuf's private area: what does not fit its header. Shared with the clients.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
@@ -76,10 +87,6 @@ impl Mbuf {
         self.0.as_ptr() as usize
     }
 
-    pub(crate) fn as_ptr(&self) -> *mut sys::rte_mbuf {
-        self.0.as_ptr()
-    }
-
     fn buffer(&self) -> *mut u8 {
         // SAFETY: the pool's shape puts the buffer right behind header and private area.
         unsafe { self.0.as_ptr().cast::<u8>().add(HEADER_LEN + PRIV_LEN) }
@@ -110,6 +117,16 @@ impl Mbuf {
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.span().1
+    }
+
+    /// Bytes of the whole frame: of all its segments, where its header says that there are more than this one.
+    #[inline]
+    pub fn frame_len(&self) -> usize {
+        if self.segment_count() <= 1 {
+            return self.len();
+        }
+        // SAFETY: a load from the header of a mapped mbuf.
+        unsafe { (&raw const (*self.0.as_ptr()).pkt_len).read_volatile() as usize }
     }
 
     /// The bytes of this segment.
@@ -201,6 +218,39 @@ impl Mbuf {
         unsafe { (*self.0.as_ptr()).ol_flags = flags };
     }
 
+    /// Asks the driver that gets this frame next to complete its layer 4 checksum, which is half done.
+    #[inline]
+    pub fn request_checksum(&mut self, place: TxChecksum) {
+        let version = if place.ipv6 {
+            sys::RTE_MBUF_F_TX_IPV6
+        } else {
+            sys::RTE_MBUF_F_TX_IPV4
+        };
+        let protocol = if place.udp {
+            sys::RTE_MBUF_F_TX_UDP_CKSUM
+        } else {
+            sys::RTE_MBUF_F_TX_TCP_CKSUM
+        };
+        let m = self.0.as_ptr();
+        // SAFETY: stores into the header of an mbuf that this process owns. `tx_offload` is l2_len in its lowest seven
+        // bits, and l3_len in the nine above them.
+        unsafe {
+            (*m).ol_flags = version | protocol;
+            (*m).__bindgen_anon_3.tx_offload =
+                u64::from(place.l2_len & 0x7f) | u64::from(place.l3_len & 0x1ff) << 7;
+        }
+    }
+
+    /// Asks the driver that gets this frame next to put a VLAN tag behind its addresses.
+    #[inline]
+    pub fn request_tag(&mut self, tci: u16) {
+        // SAFETY: stores into the header of an mbuf that this process owns.
+        unsafe {
+            (*self.0.as_ptr()).vlan_tci = tci;
+            (*self.0.as_ptr()).ol_flags |= sys::RTE_MBUF_F_TX_VLAN;
+        }
+    }
+
     /// Keeps of a driver's receive flags only whether it found the checksum good.
     #[inline]
     pub fn normalize_received(&mut self) {
@@ -223,6 +273,24 @@ impl Mbuf {
     pub fn next_address(&self) -> usize {
         // SAFETY: a load from the header of a mapped mbuf.
         unsafe { (&raw const (*self.0.as_ptr()).next).read_volatile() as usize }
+    }
+
+    /// Makes this, the first segment, and `rest` one frame. Each is in the pool's own shape ([`Mbuf::scrub`]).
+    pub fn chain(&mut self, rest: &[Mbuf]) {
+        let mut total = self.len();
+        let mut last = self.0.as_ptr();
+        for segment in rest {
+            total += segment.len();
+            // SAFETY: a store into the header of an mbuf that this process owns.
+            unsafe { (*last).next = segment.0.as_ptr() };
+            last = segment.0.as_ptr();
+        }
+        // SAFETY: stores into headers of mbufs that this process owns.
+        unsafe {
+            (*last).next = std::ptr::null_mut();
+            (*self.0.as_ptr()).nb_segs = 1 + rest.len() as u16;
+            (*self.0.as_ptr()).pkt_len = total as u32;
+        }
     }
 
     /// The bytes of each segment of a frame that the switch delivered (or checked), in order.
@@ -373,6 +441,15 @@ mod tests {
         assert_eq!(std::mem::offset_of!(sys::rte_mbuf, pkt_len), 36);
         assert_eq!(std::mem::offset_of!(sys::rte_mbuf, data_len), 40);
         assert_eq!(std::mem::offset_of!(sys::rte_mbuf, next), 64);
+        // SAFETY: all-zero is a valid mbuf header, and its union is plain numbers.
+        let mut m: sys::rte_mbuf = unsafe { std::mem::zeroed() };
+        // SAFETY: as above.
+        unsafe {
+            let parts = &mut m.__bindgen_anon_3.__bindgen_anon_1;
+            parts.set_l2_len(14);
+            parts.set_l3_len(20);
+            assert_eq!(m.__bindgen_anon_3.tx_offload, 14 | 20 << 7);
+        }
         assert_eq!(CKSUM_PARTIAL, CKSUM_GOOD | sys::RTE_MBUF_F_RX_L4_CKSUM_BAD as u64);
     }
 }

@@ -42,6 +42,7 @@ use crate::notify::notify;
 use crate::pmds::{MAX_PMDS, Pmds};
 use crate::screen;
 use crate::switch::kernel::Watch;
+use crate::switch::pci::Pci;
 use crate::switch::{Parts, Switch, commands};
 
 /// How long a dead switch's hugepages may take to come free: its clients let go when they see it is gone.
@@ -73,6 +74,8 @@ enum Event {
         reply: Reply,
     },
     Exit(Reply),
+    /// A link changed or a device is gone.
+    Device,
 }
 
 /// Queue of events, with a doorbell that a poll can wait for.
@@ -131,6 +134,8 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     let mut server = Server::listen(&rundir::attach_socket(&rundir))
         .with_context(|| format!("attach socket in {}", rundir.display()))?;
     let unixctl = unixctl::Server::start(&rundir, registry(&inbox, &levels)).context("control socket")?;
+    let device_inbox = inbox.clone();
+    ethdev::events::listen(move || device_inbox.put(Event::Device));
     switch.configure(first);
     switch.tick();
     client.publish(switch.status());
@@ -223,7 +228,7 @@ fn first_configuration(
             match event {
                 Event::Database(DbEvent::Config(config)) => return Ok(Some(config)),
                 Event::Database(event) => log_database(&event),
-                Event::Command { .. } | Event::Exit(_) => {}
+                Event::Command { .. } | Event::Exit(_) | Event::Device => {}
             }
         }
     }
@@ -240,6 +245,7 @@ fn start_datapath(
         extra: setting("dpdk-extra"),
         socket_mem: setting("dpdk-socket-mem"),
         lcore_mask: setting("dpdk-lcore-mask"),
+        physical_addresses: Pci::default().has_uio_nics(),
     };
     let eal_config = eal_config_with_patience(&wishes, rundir)?;
     if let Some(cpus) = &eal_config.cpus {
@@ -346,6 +352,7 @@ fn serve(
 ) -> Option<Reply> {
     let mut next_tick = Instant::now() + TICK;
     let mut pending: Option<SwitchConfig> = None;
+    let mut devices_changed = false;
     loop {
         let deadline = server.deadline().map_or(next_tick, |d| d.min(next_tick));
         let others = server.descriptors().chain([input(switch.kernel_events())]);
@@ -356,15 +363,20 @@ fn serve(
         if told_to_end(signals) {
             return None;
         }
+        let mut device_event = false;
         while let Ok(event) = events.try_recv() {
             match event {
                 Event::Database(DbEvent::Config(config)) => pending = Some(config),
                 Event::Database(event) => log_database(&event),
                 Event::Command { name, args, reply } => reply.send(switch.command(name, &args)),
                 Event::Exit(reply) => return Some(reply),
+                Event::Device => device_event = true,
             }
         }
-        if switch.kernel_event() {
+        if device_event {
+            switch.look_at_links();
+        }
+        if switch.kernel_event() || device_event {
             client.publish(switch.status());
         }
         if Instant::now() >= next_tick {
@@ -374,11 +386,15 @@ fn serve(
         }
         // A new configuration may allocate, and a client inside EAL's initialisation may hold the allocator's locks,
         // perhaps for ever: so it waits for the present turn's end, and the next turn waits for it.
-        server.work(switch, pending.is_none());
-        if !server.turn_is_taken()
-            && let Some(config) = pending.take()
-        {
-            switch.configure(config);
+        devices_changed |= device_event;
+        server.work(switch, pending.is_none() && !devices_changed);
+        if !server.turn_is_taken() && (devices_changed || pending.is_some()) {
+            if std::mem::take(&mut devices_changed) {
+                switch.drop_removed_devices();
+            }
+            if let Some(config) = pending.take() {
+                switch.configure(config);
+            }
             client.publish(switch.status());
             server.work(switch, true);
         }

@@ -21,6 +21,8 @@ pub struct Wishes {
     pub socket_mem: Option<String>,
     /// other_config:dpdk-lcore-mask, for the threads that do not forward.
     pub lcore_mask: Option<String>,
+    /// There are NICs that can be given physical addresses only ([`crate::switch::pci::Pci::has_uio_nics`]).
+    pub physical_addresses: bool,
 }
 
 /// EAL's arguments, checked.
@@ -122,6 +124,9 @@ impl EalConfig {
         own.push("--log-level=pmd.net.tap:critical".into());
         if !arguments.iter().any(|a| a.starts_with("--base-virtaddr")) {
             own.push(format!("--base-virtaddr={BASE_ADDRESS}"));
+        }
+        if wishes.physical_addresses && !arguments.iter().any(|a| a.starts_with("--iova-mode")) {
+            own.push("--iova-mode=pa".into());
         }
         if !has_device_list(&arguments) {
             // Without a list EAL would take every NIC that is bound to a DPDK driver.
@@ -244,6 +249,23 @@ mod tests {
         assert_eq!(c.memory_mb, 128);
         assert!(c.arguments.contains(&"--vdev=net_null0".to_owned()));
         assert_eq!(c.arguments.iter().filter(|a| *a == "-a").count(), 1);
+    }
+
+    #[test]
+    fn uio_is_given_physical_addresses() {
+        let with = |arguments: &[&str]| {
+            let wishes = Wishes {
+                arguments: arguments.iter().map(|&a| a.to_owned()).collect(),
+                socket_mem: Some("0".into()),
+                physical_addresses: true,
+                ..Wishes::default()
+            };
+            let config = EalConfig::new(&wishes, Path::new("/run/dpdk-vswitchd"), &[]).unwrap();
+            let modes = config.arguments.iter().filter(|a| a.starts_with("--iova-mode"));
+            modes.cloned().collect::<Vec<_>>()
+        };
+        assert_eq!(with(&[]), ["--iova-mode=pa"]);
+        assert_eq!(with(&["--iova-mode=va"]), ["--iova-mode=va"]);
     }
 
     #[test]

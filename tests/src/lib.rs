@@ -14,6 +14,7 @@
 //! | [`traced`] | a kill at a system call of one's choice |
 //! | [`pcap`], [`packet`], [`namespace`] | capture files, kernel interfaces, network namespaces |
 //! | [`vm`] | guests in QEMU on the ports of a switch |
+//! | [`nic_host`] | a machine in QEMU with NICs of its own, for a switch to run in |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |
 //!
 //! Tests here start real processes on hugepages. A missing prerequisite fails a test and says what to do; nothing
@@ -28,6 +29,7 @@ pub mod fake_host;
 pub mod frames;
 pub mod guest;
 pub mod namespace;
+pub mod nic_host;
 pub mod packet;
 pub mod pcap;
 pub mod prerequisites;

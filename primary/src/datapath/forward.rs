@@ -6,14 +6,15 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
+use vswitch_common::mbuf::{Checksum, Mbuf};
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
+use super::chain::Released;
 use super::clock::Moment;
-use super::csum;
 use super::ledger::Ledger;
 use super::mac_table::{Key, Source};
+use super::offload;
 use super::parse::{self, Tag};
 use super::port::{Io, Port, PortIndex};
 use super::snapshot::{Bridge, Snapshot};
@@ -34,6 +35,8 @@ pub struct Forwarder {
     batches: Vec<Batch>,
     /// Ports with something in their batch.
     pending: Vec<PortIndex>,
+    /// Of the batch that is being sent: which frames are chains, and their later segments.
+    chains: Vec<(usize, Released)>,
 }
 
 /// A parsed frame of the burst.
@@ -56,6 +59,7 @@ impl Forwarder {
             stats,
             batches: Vec::new(),
             pending: Vec::new(),
+            chains: Vec::new(),
         }
     }
 
@@ -84,9 +88,9 @@ impl Forwarder {
         let received = frames.len() as u64;
         let mut accepted: ArrayVec<(Mbuf, Parsed), BURST> = ArrayVec::new();
         for frame in frames.drain(..) {
-            bytes += frame.len() as u64;
+            bytes += frame.frame_len() as u64;
             if let Some(limiter) = &port.limiter
-                && !limiter.admits(frame.len().saturating_sub(parse::HEADER_LEN), now.ticks)
+                && !limiter.admits(frame.frame_len().saturating_sub(parse::HEADER_LEN), now.ticks)
             {
                 self.drop_frame(frame, index, Counter::RxDropPolicing);
                 continue;
@@ -203,20 +207,34 @@ impl Forwarder {
         egress: Egress,
     ) {
         let index = usize::from(target.index);
-        if !retag(&mut frame, tag, vlan, egress) {
+        let inserts_tag = match &target.io {
+            Io::Ethdev(io) => offload::inserts_tag(io.device.offloads(), tag, egress),
+            _ => false,
+        };
+        if !inserts_tag && !retag(&mut frame, tag, vlan, egress) {
             return self.drop_frame(frame, index, Counter::TxDropHeadroom);
         }
-        if frame.len() > target.max_frame {
+        if frame.frame_len() > target.max_frame {
             return self.drop_frame(frame, index, Counter::TxDropTooLong);
         }
-        match &target.io {
+        let chains = match &target.io {
             Io::Down => return self.drop_frame(frame, index, Counter::TxDropDown),
-            Io::Client(_) => {}
-            Io::Ethdev(_) => {
+            Io::Client(_) => false,
+            Io::Ethdev(io) => {
                 if matches!(from.io, Io::Client(_)) {
-                    self.ready_for_driver(&mut frame);
+                    offload::ready_for_driver(&mut frame, &self.ledger, io.device.offloads());
                 }
+                io.device.offloads().tx_chains
             }
+        };
+        if frame.segment_count() > 1 && !chains {
+            match self.ledger.flatten(frame) {
+                Some(flat) => frame = flat,
+                None => return self.stats.add(index, Counter::TxDropTooLong, 1),
+            }
+        }
+        if inserts_tag {
+            frame.request_tag(vlan);
         }
         let batch = &mut self.batches[index];
         if batch.is_empty() {
@@ -228,15 +246,6 @@ impl Forwarder {
         }
     }
 
-    /// Makes a client's frame fit for a driver: a sound header, its checksum complete.
-    fn ready_for_driver(&self, frame: &mut Mbuf) {
-        self.ledger.scrub(frame);
-        if let Checksum::Partial { start, offset } = frame.checksum() {
-            csum::complete(frame.data_mut(), start.into(), offset.into());
-        }
-        frame.set_checksum(Checksum::Unknown);
-    }
-
     /// A copy of `frame` for `target`, or why there is none: what its ring has no room for need not be copied.
     fn copy_for(&self, target: &Port, frame: &Mbuf) -> Result<Mbuf, Counter> {
         if let Io::Client(session) = &target.io
@@ -245,20 +254,7 @@ impl Forwarder {
         {
             return Err(full(room.over_quota));
         }
-        self.copy(frame).ok_or(Counter::TxDropNoBuffer)
-    }
-
-    /// A copy of `frame` in an mbuf of its own; `None` where the pool is empty.
-    fn copy(&self, frame: &Mbuf) -> Option<Mbuf> {
-        let mut fresh = ArrayVec::<Mbuf, 1>::new();
-        self.ledger.pool().alloc(&mut fresh);
-        let mut copy = fresh.pop()?;
-        let bytes = frame.data();
-        // A frame whose tag was taken off leaves one with headroom for another; nothing is longer than the room.
-        let len = bytes.len().min(DATA_ROOM);
-        copy.room_mut()[..len].copy_from_slice(&bytes[..len]);
-        copy.set_frame(len, frame.checksum());
-        Some(copy)
+        self.ledger.copy(frame).ok_or(Counter::TxDropNoBuffer)
     }
 
     #[cold]
@@ -287,13 +283,22 @@ impl Forwarder {
                 (sent.frames, sent.bytes, full(sent.over_quota))
             }
             Io::Ethdev(io) => {
-                let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.len() as u64).collect();
+                let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.frame_len() as u64).collect();
+                for (i, chain) in batch
+                    .iter_mut()
+                    .enumerate()
+                    .filter(|(_, f)| f.segment_count() > 1)
+                {
+                    self.chains.push((i, self.ledger.release_chain(chain)));
+                }
                 let (queue, lock) = io.tx_queue(self.thread);
                 {
                     let _sending = lock.lock();
                     io.device.send(queue, batch);
                 }
                 let sent = total - batch.len();
+                let refused = self.chains.drain(..).filter(|(i, _)| *i >= sent);
+                refused.for_each(|(_, rest)| self.ledger.free_refused(&rest));
                 self.ledger.free_all(batch);
                 (sent, lengths[..sent].iter().sum(), Counter::TxDropFull)
             }

@@ -24,13 +24,16 @@ impl Owner {
     /// The switch itself: in the pool, in a driver, or on its way through.
     pub const SWITCH: Owner = Owner(0);
 
+    /// The switch, as a later segment of a frame that it works on: see [`super::chain`].
+    pub const CHAIN: Owner = Owner(u16::MAX);
+
     /// Queue pair `queue` of the client of the port with index `port`.
     pub fn client(port: u16, queue: usize) -> Owner {
         Owner(1 + port * MAX_QUEUES as u16 + queue as u16)
     }
 }
 
-const _: () = assert!(MAX_PORTS * MAX_QUEUES < u16::MAX as usize);
+const _: () = assert!(MAX_PORTS * MAX_QUEUES < (u16::MAX - 1) as usize);
 
 const BLOCK: usize = 2048;
 const _: () = assert!(BYTES_PER_MBUF > BLOCK);
@@ -108,6 +111,16 @@ impl Ledger {
         unsafe { Mbuf::from_address(address) }
     }
 
+    /// Hands the mbuf at `address` on: `None` unless it is one, and `from`'s. Threads may try it at the same time.
+    pub fn pass(&self, address: usize, from: Owner, to: Owner) -> Option<Mbuf> {
+        let (slot, at) = self.word_of(address)?;
+        let (from, to) = (word(at, from), word(at, to));
+        slot.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
+            .ok()?;
+        // SAFETY: the word says that an mbuf of the pool begins right there, and that it was `from`'s until now.
+        unsafe { Mbuf::from_address(address) }
+    }
+
     /// Takes a whole frame back: the mbuf at `address` and those it links to, all of them `owner`'s. The segments are
     /// joined in the first mbuf, so that nobody behind this has to follow links that a client can still rewrite.
     /// Says how many mbufs came back; no frame where one of them was not `owner`'s, or they do not fit one mbuf.
@@ -170,16 +183,27 @@ impl Ledger {
     }
 
     /// Gives a frame that the switch owns back to the pool.
-    pub fn free(&self, mut mbuf: Mbuf) {
-        self.scrub(&mut mbuf);
-        self.pool.free(&mut ArrayVec::from([mbuf]));
+    pub fn free(&self, mbuf: Mbuf) {
+        self.free_all(&mut ArrayVec::from([mbuf]));
     }
 
     /// Gives frames back to the pool and empties the list.
     #[inline]
     pub fn free_all<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
-        mbufs.iter_mut().for_each(|m| self.scrub(m));
+        for mbuf in mbufs.iter_mut() {
+            if mbuf.segment_count() > 1 {
+                self.free_rest(mbuf);
+            }
+            self.scrub(mbuf);
+        }
         self.pool.free(mbufs);
+    }
+
+    #[cold]
+    fn free_rest(&self, frame: &Mbuf) {
+        let mut rest = self.unchain(frame);
+        rest.iter_mut().for_each(|m| self.scrub(m));
+        self.pool.free(&mut rest);
     }
 
     /// Takes everything back that `owners` have and returns it to the pool; says how many mbufs that were.

@@ -1,6 +1,7 @@
 //! The fast path: receive, parse, look up, send. It knows no database, no socket and no configuration but
 //! [`snapshot::Snapshot`].
 
+pub mod chain;
 pub mod client_port;
 pub mod clock;
 pub mod csum;
@@ -8,6 +9,7 @@ pub mod forward;
 pub mod ledger;
 pub mod limit;
 pub mod mac_table;
+pub mod offload;
 pub mod parse;
 pub mod pmd;
 pub mod port;

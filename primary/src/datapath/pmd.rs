@@ -186,8 +186,11 @@ fn poll(
             !frames.is_empty() || found.moved > 0 || found.bad_mbufs > 0
         }
         Io::Ethdev(io) => {
-            let too_long = io.receive(polled.queue, frames);
-            if too_long > 0 {
+            io.receive(polled.queue, frames);
+            if frames.iter().any(|frame| frame.segment_count() > 1) {
+                let all = frames.len();
+                *frames = frames.drain(..).filter_map(|frame| ledger.adopt(frame)).collect();
+                let too_long = (all - frames.len()) as u64;
                 stats.add(usize::from(polled.port.index), Counter::RxTooLong, too_long);
             }
             for frame in frames.iter_mut() {

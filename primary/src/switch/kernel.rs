@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use vswitch_common::ethdev::{self, Ethdev, EthdevError, Info, Setup};
+use vswitch_common::ethdev::{self, Ethdev, EthdevError, FlowControl, Info, Setup};
 use vswitch_common::mbuf::Mbuf;
 use vswitch_common::netdev::{self, Netdev, State, TUN_DEVICE};
 use vswitch_control::MacAddr;
@@ -177,6 +177,7 @@ impl KernelPort {
             mtu,
             promiscuous: false,
             doorbells: via == Via::Tap,
+            flow_control: FlowControl::default(),
         };
         device.start(&setup, parts.ledger.pool())?;
         let io = match via {

@@ -1,8 +1,10 @@
 //! What an Interface row asks for: which kind of port, by its type, name and options.
 
+use vswitch_common::ethdev::{FlowControl, Setup};
 use vswitch_control::config::InterfaceConfig;
 
 use super::Backend;
+use super::pci;
 
 /// A kind of port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,14 +17,58 @@ pub enum Kind {
     Client { port: u16 },
     /// A NIC or vdev.
     Ethdev {
-        devargs: String,
-        rx_queues: u16,
-        tx_queues: u16,
-        rx_descriptors: u16,
-        tx_descriptors: u16,
+        device: DeviceName,
+        options: DeviceOptions,
     },
-    /// A DPDK port that EAL attached at its start, by DPDK's port id (historic 16 to 31).
-    EthdevById { port: u16 },
+}
+
+/// Which device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceName {
+    /// As DPDK names it: a PCI address in full or a vdev, with the driver's arguments behind commas.
+    Devargs(String),
+    /// By DPDK's port id (historic ports 16 to 31).
+    Number(u16),
+}
+
+/// How it is to be set up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceOptions {
+    pub rx_queues: u16,
+    pub tx_queues: u16,
+    pub rx_descriptors: u16,
+    pub tx_descriptors: u16,
+    pub flow_control: FlowControl,
+}
+
+impl DeviceOptions {
+    fn of(interface: &InterfaceConfig) -> Result<DeviceOptions, String> {
+        Ok(DeviceOptions {
+            rx_queues: number(interface, "n_rxq", 1, 1..=64)?,
+            tx_queues: number(interface, "n_txq", 1, 1..=64)?,
+            rx_descriptors: number(interface, "n_rxq_desc", 1024, 64..=4096)?,
+            tx_descriptors: number(interface, "n_txq_desc", 1024, 64..=4096)?,
+            flow_control: FlowControl {
+                receive: switch(interface, "rx-flow-ctrl")?,
+                transmit: switch(interface, "tx-flow-ctrl")?,
+                autoneg: switch(interface, "flow-ctrl-autoneg")?,
+            },
+        })
+    }
+
+    /// For a payload of `mtu` bytes.
+    pub fn setup(&self, mtu: u16) -> Setup {
+        Setup {
+            rx_queues: self.rx_queues,
+            tx_queues: self.tx_queues,
+            rx_descriptors: self.rx_descriptors,
+            tx_descriptors: self.tx_descriptors,
+            mtu,
+            promiscuous: true,
+            doorbells: false,
+            flow_control: self.flow_control,
+        }
+    }
 }
 
 /// Number of the historic name `ovs_dpdk_N`.
@@ -45,11 +91,8 @@ impl Kind {
             "dpdk" => match interface.options.get("dpdk-devargs") {
                 Some(devargs) if devargs.is_empty() => Err("options:dpdk-devargs is empty".into()),
                 Some(devargs) => Ok(Kind::Ethdev {
-                    devargs: devargs.clone(),
-                    rx_queues: number(interface, "n_rxq", 1, 1..=64)?,
-                    tx_queues: number(interface, "n_txq", 1, 1..=64)?,
-                    rx_descriptors: number(interface, "n_rxq_desc", 1024, 64..=4096)?,
-                    tx_descriptors: number(interface, "n_txq_desc", 1024, 64..=4096)?,
+                    device: DeviceName::Devargs(in_full(devargs)),
+                    options: DeviceOptions::of(interface)?,
                 }),
                 None => Self::historic(interface),
             },
@@ -80,11 +123,22 @@ impl Kind {
         })
     }
 
+    /// Do both stand for the same thing, however it is set up?
+    pub fn is_same_place(&self, other: &Kind) -> bool {
+        match (self, other) {
+            (Kind::Ethdev { device, .. }, Kind::Ethdev { device: other, .. }) => device == other,
+            _ => self == other,
+        }
+    }
+
     fn historic(interface: &InterfaceConfig) -> Result<Kind, String> {
-        let name = &interface.name;
+        let name = interface.name.as_str();
         match historic(name) {
             Some(port @ 1..=15) => Ok(Kind::Client { port }),
-            Some(port @ 16..=31) => Ok(Kind::EthdevById { port: port - 16 }),
+            Some(port @ 16..=31) => Ok(Kind::Ethdev {
+                device: DeviceName::Number(port - 16),
+                options: DeviceOptions::of(interface)?,
+            }),
             Some(32..=47) => Self::kernel(interface),
             Some(n) => Err(format!(
                 "'{name}': {n} is no port of the historic scheme (1-15 clients, 16-31 NICs, 32-47 host kernel); set \
@@ -107,6 +161,20 @@ impl Kind {
     /// The OpenFlow port number that the historic name stands for.
     pub fn preferred_ofport(name: &str) -> Option<u16> {
         historic(name).filter(|n| (1..=47).contains(n))
+    }
+}
+
+/// A PCI address in front of `devargs` as DPDK writes it.
+fn in_full(devargs: &str) -> String {
+    let (device, arguments) = devargs.split_at(devargs.find(',').unwrap_or(devargs.len()));
+    pci::address(device).map_or_else(|| devargs.to_owned(), |address| address + arguments)
+}
+
+fn switch(interface: &InterfaceConfig, option: &str) -> Result<bool, String> {
+    match interface.options.get(option).map(String::as_str) {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(text) => Err(format!("options:{option}={text} is neither true nor false")),
     }
 }
 
@@ -148,7 +216,13 @@ mod tests {
     #[test]
     fn historic_names_keep_their_meaning() {
         assert_eq!(kind("ovs_dpdk_2", "dpdk", &[]), Ok(Kind::Client { port: 2 }));
-        assert_eq!(kind("ovs_dpdk_16", "dpdk", &[]), Ok(Kind::EthdevById { port: 0 }));
+        assert!(matches!(
+            kind("ovs_dpdk_17", "dpdk", &[("n_rxq", "2")]),
+            Ok(Kind::Ethdev {
+                device: DeviceName::Number(1),
+                options: DeviceOptions { rx_queues: 2, .. }
+            })
+        ));
         for kernel in ["ovs_dpdk_32", "ovs_dpdk_47"] {
             assert_eq!(kind(kernel, "dpdk", &[]), Ok(Kind::Kernel { queues: 1 }));
         }
@@ -172,10 +246,11 @@ mod tests {
             kind("vm1", "dpdkr", &[("port", "300")]),
             Ok(Kind::Client { port: 300 })
         );
-        assert!(matches!(
-            kind("nic", "dpdk", &[("dpdk-devargs", "0000:01:00.0"), ("n_rxq", "4")]),
-            Ok(Kind::Ethdev { rx_queues: 4, .. })
-        ));
+        let nic = |devargs, option| kind("nic", "dpdk", &[("dpdk-devargs", devargs), option]).unwrap();
+        let one = nic("0000:01:00.0,x=1", ("n_rxq", "4"));
+        let other = nic("01:00.0,x=1", ("rx-flow-ctrl", "true"));
+        assert!(one.is_same_place(&other) && one != other, "{one:?} {other:?}");
+        assert!(!one.is_same_place(&nic("02:00.0,x=1", ("n_rxq", "4"))));
     }
 
     #[test]
@@ -190,6 +265,11 @@ mod tests {
             kind("nic", "dpdk", &[("dpdk-devargs", "a"), ("n_rxq", "0")])
                 .unwrap_err()
                 .contains("n_rxq=0")
+        );
+        assert!(
+            kind("nic", "dpdk", &[("dpdk-devargs", "a"), ("tx-flow-ctrl", "on")])
+                .unwrap_err()
+                .contains("tx-flow-ctrl=on")
         );
         assert!(kind("eth0", "", &[]).unwrap_err().contains("type=dpdk"));
         assert!(kind("x", "gre", &[]).unwrap_err().contains("'gre'"));

@@ -7,6 +7,7 @@
 //! | [`kernel`] | interfaces in the host kernel |
 //! | [`limits`] | what an Interface row limits its traffic to |
 //! | [`clients`] | ring ports' memory and their clients |
+//! | [`devices`] | NICs and vdevs behind ports, [`pci`]: where the kernel has them |
 //! | [`reconcile`] | from the database's configuration to bridges and ports |
 //! | [`attachments`] | clients that come and go |
 //! | [`overload`] | what the log says of drops |
@@ -16,10 +17,12 @@
 pub mod attachments;
 pub mod clients;
 pub mod commands;
+pub mod devices;
 pub mod kernel;
 pub mod kind;
 pub mod limits;
 pub mod overload;
+pub mod pci;
 pub mod reconcile;
 pub mod report;
 
@@ -28,7 +31,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use vswitch_common::eal::locks::SharedLocks;
-use vswitch_common::ethdev::Link;
+use vswitch_common::ethdev::{self, Link, Setup};
 use vswitch_common::mbuf::DATA_ROOM;
 use vswitch_common::netdev::State;
 use vswitch_common::stats::layout::MAX_PORTS;
@@ -98,6 +101,8 @@ pub enum Backend {
         index: PortIndex,
         io: Arc<EthdevIo>,
         link: Link,
+        /// As the database wants it.
+        setup: Setup,
     },
     /// It could not be set up.
     Failed(String),
@@ -141,12 +146,14 @@ pub struct Switch {
     clients: Clients,
     max_sleep: Option<Duration>,
     overload: Overload,
+    /// Devices that EAL attached at its start, by DPDK's port id.
+    first_devices: Vec<(u16, String)>,
     /// What the attach server is to tell clients when a change is through.
     notices: Vec<(ClientId, Notice)>,
 }
 
 impl Switch {
-    /// A switch with nothing configured.
+    /// A switch with nothing configured, after EAL has started.
     pub fn new(parts: Parts) -> Switch {
         Switch {
             parts,
@@ -156,6 +163,7 @@ impl Switch {
             clients: Clients::default(),
             max_sleep: None,
             overload: Overload::default(),
+            first_devices: ethdev::attached_devices(),
             notices: Vec::new(),
         }
     }
@@ -252,20 +260,7 @@ impl Switch {
         for bridge in self.bridges.values() {
             bridge.table.expire(now);
         }
-        let mut links_changed = false;
-        for state in self.ports.values_mut() {
-            if let Backend::Ethdev { io, link, .. } = &mut state.backend {
-                let seen = io.device.link();
-                if seen != *link {
-                    log::info!("{}: link {}", state.name, if seen.up { "up" } else { "down" });
-                    *link = seen;
-                    links_changed = true;
-                }
-            }
-        }
-        if links_changed {
-            self.describe_ports();
-        }
+        self.look_at_links();
         self.watch_kernel_ports();
         self.mirror_client_counters();
         self.watch_clients();

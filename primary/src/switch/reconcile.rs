@@ -5,21 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use vswitch_common::ethdev::{self, Ethdev, Setup};
 use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::Reason;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchConfig, VlanMode};
 use vswitch_control::{MacAddr, Uuid};
 
 use super::clients::PortMemory;
-use super::kernel::{KernelPort, Request, explain_devargs};
+use super::devices::MAX_DEVICE_MTU;
+use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::limits;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
 use crate::attach::{Notice, Refused};
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, GREATEST_SIZE, LEAST_SIZE, MacTable};
-use crate::datapath::port::{EthdevIo, PortIndex};
+use crate::datapath::port::PortIndex;
 use crate::datapath::vlan::VlanPolicy;
 
 /// Number of a bridge's own port, OFPP_LOCAL of OpenFlow 1.0.
@@ -126,7 +126,7 @@ impl Switch {
                 Some(w) => {
                     matches!(state.backend, Backend::Failed(_) | Backend::Local(_))
                         || state.bridge != w.bridge.name
-                        || w.kind().as_ref() != Ok(&state.kind)
+                        || !w.kind().is_ok_and(|kind| kind.is_same_place(&state.kind))
                 }
             })
             .map(|(name, _)| name.clone())
@@ -156,7 +156,7 @@ impl Switch {
         }
     }
 
-    fn forget_port(&self, index: PortIndex) {
+    pub(super) fn forget_port(&self, index: PortIndex) {
         self.flush_port(index);
         self.parts.segment.set_port(index.into(), None);
     }
@@ -197,6 +197,15 @@ impl Switch {
                 log::warn!("bridge {}: port {}: {text}", state.bridge, state.name);
             }
             state.complaint = complaint;
+            if let (Backend::Ethdev { setup, .. }, Ok(Kind::Ethdev { options, .. })) =
+                (&state.backend, wanted.kind())
+            {
+                let wanted_setup = options.setup(mtu);
+                if *setup != wanted_setup {
+                    self.restart_device(&wanted.interface.name, wanted_setup);
+                }
+                return;
+            }
             let new_mtu = std::mem::replace(&mut state.mtu, mtu) != mtu;
             match &mut state.backend {
                 Backend::Client { port, .. } if new_mtu => {
@@ -242,6 +251,10 @@ impl Switch {
         if let Some(text) = &complaint {
             log::warn!("bridge {}: port {name}: {text}", wanted.bridge.name);
         }
+        let mtu = match &backend {
+            Backend::Ethdev { io, .. } => io.device.mtu(),
+            _ => mtu,
+        };
         let state = PortState {
             uuid: wanted.interface.uuid,
             name: name.clone(),
@@ -294,71 +307,11 @@ impl Switch {
                 }
                 Ok(Backend::Client { index, port: *port })
             }
-            Kind::Ethdev {
-                devargs,
-                rx_queues,
-                tx_queues,
-                rx_descriptors,
-                tx_descriptors,
-            } => {
+            Kind::Ethdev { device, options } => {
                 let index = self.free_index().ok_or_else(no_index)?;
-                let setup = Setup {
-                    rx_queues: *rx_queues,
-                    tx_queues: *tx_queues,
-                    rx_descriptors: *rx_descriptors,
-                    tx_descriptors: *tx_descriptors,
-                    mtu,
-                    promiscuous: true,
-                    doorbells: false,
-                };
-                self.start_device(devargs, &setup, index)
-            }
-            Kind::EthdevById { port } => {
-                let index = self.free_index().ok_or_else(no_index)?;
-                let devices = ethdev::attached_devices();
-                let (_, name) = devices.iter().find(|(id, _)| id == port).ok_or_else(|| {
-                    format!(
-                        "there is no DPDK port {port} ({} found at start-up); bind the NIC to vfio-pci and name it with \
-                         dpdk-extra \"-a PCI-ADDRESS\", or set options:dpdk-devargs",
-                        devices.len()
-                    )
-                })?;
-                let setup = Setup {
-                    rx_queues: 1,
-                    tx_queues: 1,
-                    rx_descriptors: 1024,
-                    tx_descriptors: 1024,
-                    mtu,
-                    promiscuous: true,
-                    doorbells: false,
-                };
-                self.start_device(name, &setup, index)
+                self.start_device(device, &options.setup(mtu), index)
             }
         }
-    }
-
-    fn start_device(&self, devargs: &str, setup: &Setup, index: PortIndex) -> Result<Backend, String> {
-        let device = devargs.split(',').next().unwrap_or_default();
-        let taken =
-            |s: &&PortState| matches!(&s.backend, Backend::Ethdev { io, .. } if io.device.device() == device);
-        if let Some(other) = self.ports.values().find(taken) {
-            return Err(format!("device '{device}' is interface {}'s already", other.name));
-        }
-        // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
-        ethdev::leave_ipc(&ethdev::eal_runtime_dir());
-        let explain = |e| explain_devargs(devargs, e);
-        let mut device = Ethdev::attach(devargs).map_err(explain)?;
-        let setup = Setup {
-            tx_queues: setup.tx_queues.max(self.parts.pmds.count() as u16),
-            ..*setup
-        };
-        device.start(&setup, self.parts.ledger.pool()).map_err(explain)?;
-        let link = device.link();
-        Ok(Backend::Ethdev {
-            index,
-            io: Arc::new(EthdevIo::new(device)),
-            link,
-        })
     }
 
     fn ofport_is_free(&self, bridge: &str, number: u16) -> bool {
@@ -423,11 +376,15 @@ impl Wanted<'_> {
         let Some(asked) = self.interface.mtu_request else {
             return DEFAULT_MTU;
         };
+        let greatest = match self.kind() {
+            Ok(Kind::Ethdev { .. }) => MAX_DEVICE_MTU,
+            _ => MAX_MTU,
+        };
         match u16::try_from(asked) {
-            Ok(mtu @ 68..=MAX_MTU) => mtu,
+            Ok(mtu) if (68..=greatest).contains(&mtu) => mtu,
             _ => {
                 log::warn!(
-                    "{}: mtu_request {asked} is not within 68 to {MAX_MTU}",
+                    "{}: mtu_request {asked} is not within 68 to {greatest}",
                     self.interface.name
                 );
                 DEFAULT_MTU

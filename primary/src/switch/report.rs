@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 
 use vswitch_common::eal;
+use vswitch_common::ethdev::Ethdev;
 use vswitch_common::netdev::State;
 use vswitch_common::stats::Counter;
 use vswitch_control::MacAddr;
 use vswitch_control::status::{BridgeStatus, Duplex, InterfaceStatus, LinkState, Status};
 
+use super::pci::{self, Pci};
 use super::{Backend, PortState, Switch};
 
 impl Switch {
@@ -107,8 +109,7 @@ impl Switch {
                 }
                 status.statistics = self.statistics(*index);
             }
-            Backend::Ethdev { index, io, link } => {
-                let device = &io.device;
+            Backend::Ethdev { index, io, link, .. } => {
                 status.link_state = state(link.up);
                 status.link_speed = link.speed.map(|mbit| i64::from(mbit) * 1_000_000);
                 status.duplex = link.up.then_some(if link.full_duplex {
@@ -116,24 +117,10 @@ impl Switch {
                 } else {
                     Duplex::Half
                 });
-                status.mac_in_use = device.mac().map(MacAddr);
-                status.mtu = device.mtu().map(i64::from).or(status.mtu);
-                status.status = text(&[
-                    ("port_no", device.port().to_string()),
-                    ("bus_info", device.device().to_owned()),
-                    ("n_rxq", device.rx_queues().to_string()),
-                    ("n_txq", device.tx_queues().to_string()),
-                ]);
-                if let Ok(info) = device.info() {
-                    status.status.extend(text(&[
-                        ("driver_name", info.driver),
-                        ("min_rx_bufsize", info.min_rx_buffer.to_string()),
-                        ("max_rx_pktlen", info.max_rx_packet.to_string()),
-                        ("max_rx_queues", info.max_rx_queues.to_string()),
-                        ("max_tx_queues", info.max_tx_queues.to_string()),
-                    ]));
-                }
-                status.statistics = self.statistics(*index);
+                status.mac_in_use = io.device.mac().map(MacAddr);
+                status.mtu = Some(io.device.mtu().into());
+                status.status = device_status(&io.device);
+                status.statistics = device_statistics(&io.device, self.statistics(*index));
             }
         }
         status
@@ -161,4 +148,80 @@ impl Switch {
         statistics.insert("tx_errors".into(), 0);
         statistics
     }
+}
+
+/// The keys are Open vSwitch's, where it has them.
+fn device_status(device: &Ethdev) -> BTreeMap<String, String> {
+    let mut status: Vec<(&str, String)> = vec![
+        ("port_no", device.port().to_string()),
+        ("device", device.device().to_owned()),
+        ("n_rxq", device.rx_queues().to_string()),
+        ("n_txq", device.tx_queues().to_string()),
+    ];
+    if let Ok(info) = device.info() {
+        let bus_info = match info.bus_info.as_str() {
+            "" => format!("bus_name={}", info.bus),
+            more => format!("bus_name={}, {more}", info.bus),
+        };
+        status.extend([
+            ("bus_info", bus_info),
+            ("if_descr", format!("{} {}", eal::version(), info.driver)),
+            ("driver_name", info.driver),
+            ("max_hash_mac_addrs", info.max_hash_mac_addresses.to_string()),
+            ("max_mac_addrs", info.max_mac_addresses.to_string()),
+            ("max_rx_pktlen", info.max_rx_packet.to_string()),
+            ("max_rx_queues", info.max_rx_queues.to_string()),
+            ("max_tx_queues", info.max_tx_queues.to_string()),
+            ("max_vfs", info.max_vfs.to_string()),
+            ("max_vmdq_pools", info.max_vmdq_pools.to_string()),
+            ("min_rx_bufsize", info.min_rx_buffer.to_string()),
+            (
+                "link_events",
+                if info.link_interrupt {
+                    "interrupt"
+                } else {
+                    "polled"
+                }
+                .into(),
+            ),
+        ]);
+        status.extend(info.node.map(|node| ("numa_id", node.to_string())));
+    }
+    status.extend(
+        pci::address(device.device())
+            .and_then(|address| Some(("kernel_driver", Pci::default().driver(&address)?))),
+    );
+    if let Some(flow) = device.flow_control() {
+        status.extend([
+            ("rx-flow-ctrl", flow.receive.to_string()),
+            ("tx-flow-ctrl", flow.transmit.to_string()),
+        ]);
+    }
+    let offloads = device.offloads();
+    status.extend([
+        ("rx_csum_offload", offloads.rx_checksum.to_string()),
+        ("tx_tcp_csum_offload", offloads.tx_tcp_checksum.to_string()),
+        ("tx_udp_csum_offload", offloads.tx_udp_checksum.to_string()),
+        ("tx_vlan_offload", offloads.tx_vlan.to_string()),
+    ]);
+    status
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), value))
+        .collect()
+}
+
+/// `own` counters and all of the driver's. What both count under one name is the sum: errors on the wire, and ours.
+fn device_statistics(device: &Ethdev, own: BTreeMap<String, i64>) -> BTreeMap<String, i64> {
+    let mut statistics = own;
+    let mut missed = 0;
+    for (name, value) in device.counters() {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        if ["rx_missed_errors", "rx_mbuf_allocation_errors"].contains(&name.as_str()) {
+            missed += value;
+        }
+        *statistics.entry(name).or_default() += value;
+    }
+    // Frames that the NIC had to drop because nobody took them in time.
+    *statistics.entry("rx_dropped".into()).or_default() += missed;
+    statistics
 }

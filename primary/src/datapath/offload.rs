@@ -1,0 +1,155 @@
+//! What is left to a NIC of the work on a frame that leaves by it, as far as its driver can, and software for the rest.
+
+use vswitch_common::ethdev::Offloads;
+use vswitch_common::mbuf::{Checksum, Mbuf, TxChecksum};
+
+use super::csum;
+use super::ledger::Ledger;
+use super::parse::{self, Tag};
+use super::vlan::Egress;
+
+/// Bytes of an Ethernet header, and of a TCP and a UDP header up to the checksum.
+const ETHERNET: usize = 14;
+const TCP_CHECKSUM: u16 = 16;
+const UDP_CHECKSUM: u16 = 6;
+
+/// Does the NIC put the tag in with which an untagged frame leaves?
+#[inline]
+pub fn inserts_tag(offloads: &Offloads, tag: Option<Tag>, egress: Egress) -> bool {
+    offloads.tx_vlan && tag.is_none() && egress == Egress::Tagged
+}
+
+/// Makes a client's frame fit for a driver: a sound header, its checksum complete or left to the NIC.
+pub fn ready_for_driver(frame: &mut Mbuf, ledger: &Ledger, offloads: &Offloads) {
+    ledger.scrub(frame);
+    let checksum = frame.checksum();
+    frame.set_checksum(Checksum::Unknown);
+    let Checksum::Partial { start, offset } = checksum else {
+        return;
+    };
+    match place(frame.data(), start, offset) {
+        Some(place) if can(offloads, place) => frame.request_checksum(place),
+        _ => csum::complete(frame.data_mut(), start.into(), offset.into()),
+    }
+}
+
+fn can(offloads: &Offloads, place: TxChecksum) -> bool {
+    if place.udp {
+        offloads.tx_udp_checksum
+    } else {
+        offloads.tx_tcp_checksum
+    }
+}
+
+/// The checksum at `start + offset` in a NIC's terms, if it is that of a TCP or UDP header right behind an IP header.
+fn place(bytes: &[u8], start: u16, offset: u16) -> Option<TxChecksum> {
+    let udp = match offset {
+        TCP_CHECKSUM => false,
+        UDP_CHECKSUM => true,
+        _ => return None,
+    };
+    let mut l2_len = ETHERNET;
+    loop {
+        match bytes.get(l2_len - 2..l2_len)? {
+            [0x81, 0x00] | [0x88, 0xa8] => l2_len += parse::TAG_LEN,
+            [0x08, 0x00] | [0x86, 0xdd] => break,
+            _ => return None,
+        }
+    }
+    let l3_len = usize::from(start).checked_sub(l2_len)?;
+    let header = bytes.get(l2_len..l2_len + l3_len)?;
+    let protocol = if udp { 17 } else { 6 };
+    let ipv6 = match header.first()? >> 4 {
+        4 if l3_len == usize::from(header[0] & 15) * 4 && header.get(9) == Some(&protocol) => false,
+        6 if l3_len == 40 && header.get(6) == Some(&protocol) => true,
+        _ => return None,
+    };
+    // The widths of the fields that drivers read.
+    (l2_len < 128 && l3_len < 512).then_some(TxChecksum {
+        udp,
+        ipv6,
+        l2_len: l2_len as u16,
+        l3_len: l3_len as u16,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(tags: usize, ethertype: [u8; 2], ip: &[u8]) -> (Vec<u8>, u16) {
+        let mut bytes = vec![2; 12];
+        for _ in 0..tags {
+            bytes.extend([0x81, 0, 0, 5]);
+        }
+        bytes.extend(ethertype);
+        bytes.extend(ip);
+        let start = bytes.len() as u16;
+        bytes.extend([0; 20]);
+        (bytes, start)
+    }
+
+    fn ipv4(protocol: u8, words: u8) -> Vec<u8> {
+        let mut ip = vec![0; usize::from(words) * 4];
+        (ip[0], ip[9]) = (0x40 | words, protocol);
+        ip
+    }
+
+    fn ipv6(next: u8) -> Vec<u8> {
+        let mut ip = vec![0; 40];
+        (ip[0], ip[6]) = (0x60, next);
+        ip
+    }
+
+    #[test]
+    fn plain_headers_are_found() {
+        let (bytes, start) = frame(0, [8, 0], &ipv4(6, 5));
+        let tcp4 = TxChecksum {
+            udp: false,
+            ipv6: false,
+            l2_len: 14,
+            l3_len: 20,
+        };
+        assert_eq!(place(&bytes, start, 16), Some(tcp4));
+        let (bytes, start) = frame(2, [8, 0], &ipv4(17, 6));
+        let tagged = TxChecksum {
+            udp: true,
+            ipv6: false,
+            l2_len: 22,
+            l3_len: 24,
+        };
+        assert_eq!(place(&bytes, start, 6), Some(tagged));
+        let (bytes, start) = frame(1, [0x86, 0xdd], &ipv6(6));
+        let tcp6 = TxChecksum {
+            udp: false,
+            ipv6: true,
+            l2_len: 18,
+            l3_len: 40,
+        };
+        assert_eq!(place(&bytes, start, 16), Some(tcp6));
+    }
+
+    #[test]
+    fn all_else_is_left_to_software() {
+        let (bytes, start) = frame(0, [8, 0], &ipv4(6, 5));
+        for (start, offset) in [
+            (start, 6),
+            (start, 4),
+            (start + 4, 16),
+            (13, 16),
+            (0, 16),
+            (u16::MAX, 16),
+        ] {
+            assert_eq!(place(&bytes, start, offset), None, "{start}+{offset}");
+        }
+        assert_eq!(place(&bytes[..14], start, 16), None);
+        // An extension header: its own is not the last protocol.
+        let (bytes, start) = frame(0, [0x86, 0xdd], &ipv6(0));
+        assert_eq!(place(&bytes, start, 16), None);
+        let (bytes, start) = frame(0, [0x88, 0xcc], &ipv4(6, 5));
+        assert_eq!(place(&bytes, start, 16), None);
+        // Nothing but tags.
+        let (bytes, _) = frame(40, [8, 0], &[]);
+        assert_eq!(place(&bytes[..100], 90, 16), None);
+    }
+}
