@@ -8,7 +8,7 @@ use nix::unistd::Pid;
 use vswitch_common::stats::Counter;
 use vswitch_tests::bare::Traffic;
 use vswitch_tests::frames::{BROADCAST, mac};
-use vswitch_tests::{Bare, Frame, Switch, eventually};
+use vswitch_tests::{Bare, Frame, Switch, eventually, prerequisites, wait};
 
 fn database_pid(switch: &Switch) -> Option<i32> {
     let processes = switch.leftovers().processes;
@@ -65,6 +65,54 @@ fn no_hugepages_at_the_start() {
     assert!(start.elapsed() < Duration::from_secs(30));
 }
 
+/// Ports until the memory is used up: the first that gets none says so in its row, the others work, and when others
+/// go it gets what it needs.
+#[test]
+fn no_hugepages_for_another_port() {
+    const PORTS: u16 = 420;
+    let switch = Switch::builder().memory(64).start();
+    switch.add_bridge("br0", &[]);
+    let row = |n: u16| format!(" -- add-port br0 dpdkr{n} -- set Interface dpdkr{n} type=dpdkr");
+    let all: String = (1..=PORTS).map(row).collect();
+    let complaint = switch.vsctl_complaint(all.trim_start_matches(" -- "));
+    assert!(complaint.contains("no memory for the rings"), "{complaint:.500}");
+    assert!(complaint.contains("dpdk-socket-mem"), "{complaint:.500}");
+    let failed = complaint
+        .lines()
+        .filter_map(|l| l.split('\'').nth(1))
+        .next()
+        .unwrap()
+        .to_owned();
+    println!("{} of {PORTS} ports fail", complaint.lines().count());
+    assert_eq!(switch.get("Interface", &failed, "ofport"), "-1");
+    let works = switch.vsctl("--columns=name find Interface error=[] type=dpdkr");
+    let names: Vec<&str> = works
+        .split_whitespace()
+        .filter(|w| w.starts_with("dpdkr"))
+        .collect();
+    let number = |name: &str| name.trim_start_matches("dpdkr").parse::<u16>().unwrap();
+    let [one, two, rest @ ..] = &names[..] else {
+        panic!("{works}")
+    };
+    let (mut a, mut b) = (
+        Bare::attached(&switch, number(one)),
+        Bare::attached(&switch, number(two)),
+    );
+    let frame = Frame::marked(BROADCAST, mac(1), 1, 60);
+    a.send(std::slice::from_ref(&frame));
+    b.expect(&[frame]);
+    // More queue pairs than the memory has rings for are refused, and nothing else breaks.
+    let mut greedy = Bare::start(&switch, "greedy");
+    let refusal = greedy.attach(number(rest[0]), 16).unwrap_err();
+    assert!(refusal.contains("dpdk-socket-mem"), "{refusal}");
+    let gone: String = rest[1..40].iter().map(|n| format!(" -- del-port {n}")).collect();
+    switch.vsctl(gone.trim_start_matches(" -- "));
+    eventually("a failed port is tried again", || {
+        switch.get("Interface", &failed, "error") == "[]"
+    });
+    Bare::attached(&switch, number(&failed));
+}
+
 /// A client whose rings of the doorbell are lost: its frames wait a moment and not for ever.
 #[test]
 fn a_lost_doorbell_costs_a_moment() {
@@ -78,6 +126,72 @@ fn a_lost_doorbell_costs_a_moment() {
         assert_eq!(two.receive(1), [frame]);
     }
     assert_eq!(switch.count("dpdkr1", Counter::RxPackets), 10);
+}
+
+/// The disk under the database is full: changes are refused to who makes them, traffic goes on, the log is not flooded,
+/// and with room again all is as before.
+#[test]
+fn a_full_disk_under_the_database() {
+    let disk = tempfile::tempdir().unwrap();
+    let path = disk.path().to_str().unwrap();
+    prerequisites::run("mount", &["-t", "tmpfs", "-o", "size=2m", "tmpfs", path]);
+    let unmounted = Unmount(path.to_owned());
+    let switch = Switch::builder().options(&["--statedir", path]).start();
+    switch.add_bridge("br0", &[1, 2]);
+    let steady = Steady::start(&switch, 6);
+    let filler = disk.path().join("filler");
+    std::fs::write(&filler, vec![0; 4 << 20]).unwrap_err();
+    let change = [
+        "--timeout=5",
+        "add-port",
+        "br0",
+        "dpdkr3",
+        "--",
+        "set",
+        "Interface",
+        "dpdkr3",
+        "type=dpdkr",
+    ];
+    let mut said = String::new();
+    // The last page of the file may take a few changes yet.
+    let refused = wait::within(wait::PATIENCE, || {
+        let output = switch.tool(
+            "ovs-vsctl",
+            &[
+                "--timeout=5",
+                "set",
+                "Bridge",
+                "br0",
+                &format!("external_ids:x={}", "y".repeat(5000)),
+            ],
+        );
+        said = String::from_utf8_lossy(&output.stderr).into_owned();
+        !output.status.success()
+    });
+    assert!(refused, "{}", switch.log());
+    println!("{}", said.trim());
+    steady.finish();
+    let lines = switch.log().lines().count();
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(switch.log().lines().count() < lines + 20, "{}", switch.log());
+    std::fs::remove_file(&filler).unwrap();
+    eventually("a change is taken again", || {
+        switch.tool("ovs-vsctl", &change).status.success()
+    });
+    Bare::attached(&switch, 3);
+    eventually("columns are written again", || {
+        switch.get("Interface", "dpdkr3", "statistics:attached") == "1"
+    });
+    drop(switch);
+    drop(unmounted);
+}
+
+struct Unmount(String);
+
+impl Drop for Unmount {
+    fn drop(&mut self) {
+        prerequisites::run("umount", &["-l", &self.0]);
+    }
 }
 
 /// A database server that hangs is replaced; traffic does not notice, and changes are made again.
