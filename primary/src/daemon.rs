@@ -10,8 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::Pid;
 use vswitch_common::eal::locks::SharedLocks;
 use vswitch_common::eal::{self, Eal};
 use vswitch_common::ethdev;
@@ -45,7 +46,10 @@ use crate::switch::kernel::Watch;
 use crate::switch::pci::Pci;
 use crate::switch::{Parts, Switch, commands};
 
-/// How long a dead switch's hugepages may take to come free: its clients let go when they see it is gone.
+/// How long clients of a dead switch may hold its memory: they let go as soon as they see that it is gone, or they are
+/// stopped, or hang.
+const LETTING_GO: Duration = Duration::from_secs(1);
+/// How long hugepages may take to come free after that.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(3);
 /// How long clients have to let go at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -313,7 +317,18 @@ fn eal_config_with_patience(wishes: &Wishes, rundir: &Path) -> anyhow::Result<Ea
     // The run-time directory's lock is held, so a switch that had this prefix is dead. Its clients may not be, and they
     // hold locks on EAL's files: new ones are made.
     let prefix = crate::eal_config::default_prefix(rundir);
-    memory::remove_files(&prefix);
+    if memory::remove_files(&prefix) > 0 {
+        let start = Instant::now();
+        while !memory::holders(&prefix).is_empty() && start.elapsed() < LETTING_GO {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for pid in memory::holders(&prefix) {
+            log::warn!(
+                "process {pid} holds the memory of a switch that is dead, and does not let go; killed"
+            );
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
     let _ = fs::remove_dir_all(crate::eal_config::runtime_dir(&prefix));
     let start = Instant::now();
     loop {

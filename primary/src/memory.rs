@@ -1,5 +1,6 @@
 //! Hugepages: how many there are, how much the switch takes, and what to say when there are none.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -123,27 +124,44 @@ pub fn mbufs(mb: u64) -> u32 {
     u32::try_from(bytes / BYTES_PER_MBUF as u64).unwrap_or(u32::MAX)
 }
 
-/// Removes the hugepage files of EAL file prefix `prefix`, which EAL leaves behind.
-pub fn remove_files(prefix: &str) {
+/// Removes the hugepage files of EAL file prefix `prefix`, which EAL leaves behind. How many there were.
+pub fn remove_files(prefix: &str) -> usize {
     let wanted = format!("{prefix}map_");
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     // All of them: EAL may have been told which one to take (--huge-dir).
-    for mount in mount_points(&mounts, None) {
-        remove_matching(&mount, &wanted);
-    }
+    mount_points(&mounts, None)
+        .map(|mount| remove_matching(&mount, &wanted))
+        .sum()
 }
 
-fn remove_matching(dir: &Path, prefix: &str) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        if entry
-            .file_name()
-            .as_encoded_bytes()
-            .starts_with(prefix.as_bytes())
-        {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
+fn remove_matching(dir: &Path, prefix: &str) -> usize {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    let ours = |name: &OsStr| name.as_encoded_bytes().starts_with(prefix.as_bytes());
+    entries
+        .flatten()
+        .filter(|entry| ours(&entry.file_name()) && fs::remove_file(entry.path()).is_ok())
+        .count()
+}
+
+/// Processes that still map removed hugepage files of EAL file prefix `prefix`: clients of a switch that is dead.
+pub fn holders(prefix: &str) -> Vec<i32> {
+    let wanted = format!("/{prefix}map_");
+    let stale = |maps: String| {
+        maps.lines()
+            .any(|l| l.ends_with("(deleted)") && l.contains(&wanted))
+    };
+    let Ok(processes) = fs::read_dir("/proc") else {
+        return Vec::new();
+    };
+    processes
+        .flatten()
+        .filter_map(|dir| {
+            let pid = dir.file_name().to_str()?.parse().ok()?;
+            fs::read_to_string(dir.path().join("maps"))
+                .is_ok_and(stale)
+                .then_some(pid)
+        })
+        .collect()
 }
 
 #[cfg(test)]
