@@ -79,9 +79,7 @@ fn confined_with_traffic_a_new_frontend_and_a_new_switch() {
     assert_confined(first);
 
     // The frontend goes and comes back: a new connection, and memory to map, from within the sandbox.
-    let socket = guest.socket().to_owned();
     drop(guest);
-    fs::remove_file(socket).unwrap();
     let mut guest = Testpmd::start(&switch, "guest", 2, "txonly", &[]);
     guest.forward();
     assert_traffic(&switch, "dpdkr1");
