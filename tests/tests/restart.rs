@@ -7,7 +7,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vswitch_tests::bare::Traffic;
 use vswitch_tests::frames::{BROADCAST, mac};
-use vswitch_tests::switch::Leftovers;
 use vswitch_tests::{Bare, Frame, Switch, eventually};
 
 #[track_caller]
@@ -53,11 +52,7 @@ fn a_switch_killed_under_load_starts_again() {
             ("gone".into(), "gone".into())
         );
         drop((one, two));
-        assert_eq!(
-            Leftovers::mapping_deleted(switch.prefix()),
-            [0; 0],
-            "old memory is free"
-        );
+        assert_eq!(memory::holders(switch.prefix()), [0; 0], "old memory is free");
     }
     let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
     frames_pass(&mut one, &mut two);

@@ -57,20 +57,6 @@ impl Leftovers {
         self.files.iter().filter(|p| name_of(p).contains("map_")).count()
     }
 
-    /// Processes that map hugepages of the file prefix `prefix` whose file is gone: a dead switch's memory.
-    pub fn mapping_deleted(prefix: &str) -> Vec<i32> {
-        let wanted = format!("{prefix}map_");
-        entries(Path::new("/proc"))
-            .into_iter()
-            .filter_map(|dir| {
-                let pid = name_of(&dir).parse().ok()?;
-                let maps = fs::read_to_string(dir.join("maps")).ok()?;
-                let stale = |line: &str| line.contains(&wanted) && line.ends_with("(deleted)");
-                maps.lines().any(stale).then_some(pid)
-            })
-            .collect()
-    }
-
     /// Removes them.
     pub fn remove(&self) {
         for (pid, _) in &self.processes {
