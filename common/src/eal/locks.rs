@@ -99,12 +99,15 @@ impl SharedLocks {
         let mut freed = Vec::new();
         for &(name, word) in &self.locks {
             let word = &self.config.words()[word];
-            // A thread of this process may hold it for a moment.
-            let since = Instant::now();
+            // A living thread may hold it for a moment; a dead one's word does not change.
+            let mut since = Instant::now();
             let mut held = word.load(Ordering::Acquire);
             while held != 0 && since.elapsed() < HELD_AT_MOST {
                 std::thread::yield_now();
-                held = word.load(Ordering::Acquire);
+                let now = word.load(Ordering::Acquire);
+                if now != held {
+                    (held, since) = (now, Instant::now());
+                }
             }
             if held != 0
                 && word

@@ -39,6 +39,8 @@ const HELLO_TIME: Duration = Duration::from_secs(5);
 const INIT_TIME: Duration = Duration::from_secs(2);
 /// Time for a process to end by itself after its connection has.
 const GRACE: Duration = Duration::from_millis(300);
+/// Before another try at a process that could not be killed.
+const KILL_AGAIN: Duration = Duration::from_secs(5);
 
 /// The attach socket and its connections.
 #[derive(Debug)]
@@ -400,8 +402,8 @@ impl<O: Outside> Server<O> {
                     match &connection.process {
                         Some(process) if self.outside.is_dead(process) => self.release(id, &hello, ports),
                         Some(process) if overdue => {
-                            *kill_at = None;
-                            kill(&mut self.outside, process, hello.port);
+                            let done = kill(&mut self.outside, process, hello.port);
+                            *kill_at = (!done).then_some(now + KILL_AGAIN);
                         }
                         _ => {}
                     }
@@ -543,13 +545,19 @@ fn unreadable(why: Malformed) -> Refused {
     }
 }
 
-/// Ends a process that goes on without its connection.
-fn kill<O: Outside>(outside: &mut O, process: &O::Process, port: u16) {
+/// Ends a process that goes on without its connection. False: this user may not.
+fn kill<O: Outside>(outside: &mut O, process: &O::Process, port: u16) -> bool {
     let pid = outside.pid(process);
-    log::warn!("port {port}: client process {pid} goes on without its connection; killed");
-    if !outside.kill(process) {
-        log::error!("port {port}: process {pid} can't be killed; the port waits for its end");
+    let done = outside.kill(process);
+    if done {
+        log::warn!("port {port}: client process {pid} goes on without its connection; killed");
+    } else {
+        log::error!(
+            "port {port}: client process {pid} goes on without its connection, and this user can't kill it; end it: the \
+             port waits for that, and if it was about to start, so do all other clients and changes of the configuration"
+        );
     }
+    done
 }
 
 /// The client must run the same DPDK: the headers of mbufs and rings are shared.

@@ -51,8 +51,15 @@ impl Limiter {
     /// May a frame with `bytes` behind its Ethernet header come in at `ticks`?
     pub fn admits(&self, bytes: usize, ticks: u64) -> bool {
         let within = |bucket: &Option<Bucket>, n| bucket.as_ref().is_none_or(|b| b.take(n, ticks));
-        // A frame that is one too many takes nothing from the other bucket.
-        within(&self.frames, 1) && within(&self.bytes, bytes as u64)
+        if !within(&self.frames, 1) {
+            return false;
+        }
+        let admitted = within(&self.bytes, bytes as u64);
+        if !admitted && let Some(frames) = &self.frames {
+            // A frame that does not come in counts for neither.
+            frames.give_back(1);
+        }
+        admitted
     }
 
     /// May one more frame go to many at `ticks`?
@@ -104,6 +111,12 @@ impl Bucket {
         let left = level.checked_sub(u128::from(n) * self.hz);
         state.level = left.unwrap_or(level);
         left.is_some()
+    }
+
+    /// Puts `n` tokens back that were taken for nothing.
+    fn give_back(&self, n: u64) {
+        let mut state = self.state.lock();
+        state.level = (state.level + u128::from(n) * self.hz).min(self.full);
     }
 }
 
@@ -163,6 +176,7 @@ mod tests {
         let limiter = Limiter::new(limits, clock).unwrap();
         assert!(!limiter.admits(2_000, 1));
         assert!(limiter.admits(500, 1) && limiter.admits(500, 1) && !limiter.admits(1, 1));
+        assert!(limiter.admits(0, 1) && !limiter.admits(0, 1));
         assert!((0..100).all(|_| limiter.admits_to_many(1)));
         assert!(Limiter::new(Limits::default(), clock).is_none());
     }
