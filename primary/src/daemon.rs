@@ -49,7 +49,7 @@ use crate::switch::{Parts, Switch, commands};
 /// How long clients of a dead switch may hold its memory: they let go as soon as they see that it is gone, or they are
 /// stopped, or hang.
 const LETTING_GO: Duration = Duration::from_secs(1);
-/// How long hugepages may take to come free after that.
+/// How long hugepages may take to come free in all, where there are too few.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(3);
 /// How long clients have to let go at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
@@ -317,26 +317,32 @@ fn eal_config_with_patience(wishes: &Wishes, rundir: &Path) -> anyhow::Result<Ea
     // The run-time directory's lock is held, so a switch that had this prefix is dead. Its clients may not be, and they
     // hold locks on EAL's files: new ones are made.
     let prefix = crate::eal_config::default_prefix(rundir);
-    if memory::remove_files(&prefix) > 0 {
-        let start = Instant::now();
-        while !memory::holders(&prefix).is_empty() && start.elapsed() < LETTING_GO {
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        for pid in memory::holders(&prefix) {
-            log::warn!(
-                "process {pid} holds the memory of a switch that is dead, and does not let go; killed"
-            );
-            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
-        }
-    }
+    memory::remove_files(&prefix);
     let _ = fs::remove_dir_all(crate::eal_config::runtime_dir(&prefix));
     let start = Instant::now();
     loop {
-        match EalConfig::new(wishes, rundir, &memory::hugepages()) {
-            Ok(config) => return Ok(config),
-            Err(e) if start.elapsed() > MEMORY_PATIENCE || !e.contains("hugepages") => bail!(e),
-            Err(_) => std::thread::sleep(Duration::from_millis(50)),
+        let config = EalConfig::new(wishes, rundir, &memory::hugepages());
+        let short = match &config {
+            Ok(config) => !config.memory_is_ample,
+            Err(e) => e.contains("hugepages"),
+        };
+        let waited = start.elapsed();
+        if !short || waited > MEMORY_PATIENCE {
+            return config.map_err(|e| anyhow!(e));
         }
+        let holders = memory::holders(&prefix);
+        if holders.is_empty() && config.is_ok() {
+            return config.map_err(|e| anyhow!(e));
+        }
+        if waited > LETTING_GO {
+            for pid in holders {
+                log::warn!(
+                    "process {pid} holds the memory of a switch that is dead, and does not let go; killed"
+                );
+                let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 

@@ -32,6 +32,8 @@ pub struct EalConfig {
     pub file_prefix: String,
     /// MiB of hugepages.
     pub memory_mb: u64,
+    /// That is all that was asked for, or the default.
+    pub memory_is_ample: bool,
     /// CPUs that the whole process shall keep to, if the user says so (`-c`, `-l`).
     pub cpus: Option<Vec<usize>>,
 }
@@ -137,6 +139,7 @@ impl EalConfig {
             arguments: own,
             file_prefix,
             memory_mb,
+            memory_is_ample: asked.is_some() || memory_mb >= memory::DEFAULT_MB,
             cpus: cpu_list,
         })
     }

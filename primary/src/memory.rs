@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, access};
 use vswitch_common::mempool::BYTES_PER_MBUF;
 
 /// MiB taken by default, if the host has them.
-const DEFAULT_MB: u64 = 512;
+pub const DEFAULT_MB: u64 = 512;
 /// MiB below which the switch does not start.
 const LEAST_MB: u64 = 64;
 

@@ -131,27 +131,25 @@ fn a_killed_database_is_replaced() {
     });
 }
 
-/// A dead switch's memory is its clients' for as long as they live. One that goes is waited for, one that is stopped is
-/// ended: the next switch has all the memory that it wants.
+/// Most of the host's hugepages are a dead switch's, and its clients keep them by being alive. The next switch waits for
+/// the one that goes, and ends the one that is stopped, where it must not fail for want of memory.
 #[test]
 fn a_dead_switchs_memory_comes_free() {
-    let free = || memory::hugepages().iter().map(|p| p.free * p.size).sum::<u64>();
-    let before = free();
-    let mut switch = Switch::with_ports(&[1, 2]);
+    let free: u64 = memory::hugepages().iter().map(|p| p.free * p.size).sum();
+    let mut switch = Switch::builder().memory((free >> 20) * 6 / 10).start();
+    switch.add_bridge("br0", &[1, 2]);
     let (mut going, mut stopped) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
     stopped.signal(Signal::SIGSTOP);
     switch.kill();
     let end = std::thread::spawn(move || {
-        std::thread::sleep(Duration::from_millis(300));
+        std::thread::sleep(Duration::from_millis(500));
         going.kill();
     });
     switch.restart_at_once();
     end.join().unwrap();
     println!("ready after {:?}", switch.start_time());
-    stopped.process().wait(Duration::from_secs(2));
+    stopped.process().wait(Duration::from_secs(5));
     assert!(switch.log().contains("holds the memory of a switch that is dead"));
-    let own = vswitch_tests::switch::MEMORY_MB << 20;
-    assert_eq!(before - free(), own, "nothing but the new switch's own is taken");
     Bare::attached(&switch, 1);
     switch.stop();
 }
