@@ -1,0 +1,67 @@
+//! `vswitch-bench`: the switch and its peers on the same machine, the same traffic, the same core, in turns.
+//!
+//! | module | what is in it |
+//! |---|---|
+//! | [`scenario`] | what is measured: one module a scenario |
+//! | [`peer`] | who is measured: this switch, OVS-DPDK, testpmd |
+//! | [`sample`] | one measurement, and medians of several |
+//! | [`trace`] | the traffic |
+//! | [`machine`] | what the figures were taken on |
+//! | [`report`] | table and JSON |
+//!
+//! It reports and never judges: no figure makes it fail.
+
+mod machine;
+mod peer;
+mod report;
+mod sample;
+mod scenario;
+mod trace;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Parser;
+
+use scenario::Effort;
+
+/// Measures the switch beside its peers.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// Scenarios; all of them by default.
+    #[arg(value_enum)]
+    scenarios: Vec<scenario::Name>,
+    /// Fewer rounds, shorter, and only the telling points.
+    #[arg(long)]
+    quick: bool,
+    /// Rounds, in each of which every peer has its turn.
+    #[arg(long, value_name = "N")]
+    rounds: Option<usize>,
+    /// Where the JSON files go.
+    #[arg(long, value_name = "DIR", default_value = "bench-out")]
+    out: PathBuf,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let effort = Effort {
+        quick: args.quick,
+        rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 5 }).max(1),
+        warm_up: Duration::from_millis(if args.quick { 500 } else { 1500 }),
+        measure: Duration::from_millis(if args.quick { 1000 } else { 2000 }),
+    };
+    let chosen = if args.scenarios.is_empty() {
+        scenario::Name::ALL.to_vec()
+    } else {
+        args.scenarios
+    };
+    let machine = machine::describe();
+    println!("{machine}");
+    for name in chosen {
+        let table = scenario::run(name, &effort)?;
+        println!("{table}");
+        report::save(&args.out, &machine, &table)?;
+    }
+    Ok(())
+}

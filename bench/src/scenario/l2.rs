@@ -1,0 +1,56 @@
+//! Known unicast between N pairs of hosts on two ports.
+
+use anyhow::Context;
+
+use crate::peer::{OURS, Peer, Wire};
+use crate::peer::{ours::Ours, ovs::Ovs, testpmd::Testpmd};
+use crate::report::{Row, Table};
+use crate::scenario::Effort;
+use crate::trace;
+
+/// Starts a peer on two wires.
+type Start = fn(&Wire) -> anyhow::Result<Box<dyn Peer>>;
+
+const PEERS: &[(&str, Start)] = &[
+    (OURS, |wire| Ok(Box::new(Ours::start(wire)))),
+    ("OVS-DPDK", |wire| Ok(Box::new(Ovs::start(wire)?))),
+    ("testpmd", |wire| Ok(Box::new(Testpmd::start(wire)?))),
+];
+
+pub fn run(effort: &Effort) -> anyhow::Result<Table> {
+    let points: &[u32] = if effort.quick {
+        &[1, 1_000, 10_000]
+    } else {
+        &[1, 1_000, 10_000, 100_000]
+    };
+    let mut rows = Vec::new();
+    for &pairs in points {
+        let dir = tempfile::tempdir().context("a directory for the captures")?;
+        let wire = Wire {
+            captures: trace::pairs(dir.path(), pairs),
+            // A port keeps the frames that it replays in mbufs of the switch.
+            mbufs: 2 * pairs + 8192,
+        };
+        let mut samples = vec![Vec::new(); PEERS.len()];
+        for _ in 0..effort.rounds {
+            for (&(name, start), samples) in PEERS.iter().zip(&mut samples) {
+                let mut peer = start(&wire).with_context(|| format!("{name}, {pairs} pairs"))?;
+                std::thread::sleep(effort.warm_up);
+                samples.push(
+                    peer.sample(effort.measure)
+                        .with_context(|| format!("{name}, {pairs} pairs"))?,
+                );
+            }
+        }
+        rows.extend(PEERS.iter().zip(samples).map(|(&(peer, _), samples)| Row {
+            point: format!("{pairs} pairs"),
+            peer,
+            samples,
+        }));
+    }
+    Ok(Table {
+        scenario: "l2",
+        work: "two net_pcap ports replay 60-byte frames between N pairs of hosts, both ways; one switching core",
+        rows,
+    })
+}

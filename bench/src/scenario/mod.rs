@@ -1,0 +1,40 @@
+//! What is measured.
+
+mod l2;
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use crate::report::Table;
+
+/// A scenario's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Name {
+    /// Two ports, known unicast between N pairs of hosts, learning on.
+    L2,
+}
+
+impl Name {
+    /// All of them, in the order in which they run.
+    pub const ALL: [Name; 1] = [Name::L2];
+}
+
+/// How thorough a run is.
+#[derive(Debug, Clone, Copy)]
+pub struct Effort {
+    pub quick: bool,
+    pub rounds: usize,
+    pub warm_up: Duration,
+    pub measure: Duration,
+}
+
+/// Runs a scenario.
+///
+/// # Errors
+/// A peer does not start.
+pub fn run(name: Name, effort: &Effort) -> anyhow::Result<Table> {
+    match name {
+        Name::L2 => l2::run(effort),
+    }
+}
