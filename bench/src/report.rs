@@ -8,14 +8,17 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::machine::Machine;
+use crate::peer::OURS;
 use crate::sample::{Sample, Spread};
 
 /// The figures of a scenario.
 #[derive(Debug, Serialize)]
 pub struct Table {
     pub scenario: &'static str,
-    /// What the columns of the work mean.
+    /// What is done.
     pub work: &'static str,
+    /// Unit of the rate.
+    pub unit: &'static str,
     pub rows: Vec<Row>,
 }
 
@@ -29,12 +32,12 @@ pub struct Row {
 }
 
 impl Row {
-    fn mpps(&self) -> Spread {
-        Spread::of(self.samples.iter().map(|s| s.mpps))
+    fn rate(&self) -> Option<Spread> {
+        Spread::of(self.samples.iter().map(|s| s.rate))
     }
 
-    fn cycles(&self) -> Spread {
-        Spread::of(self.samples.iter().map(|s| s.cycles))
+    fn cycles(&self) -> Option<Spread> {
+        Spread::of(self.samples.iter().filter_map(|s| s.cycles))
     }
 }
 
@@ -44,25 +47,32 @@ impl Table {
         let ours = self
             .rows
             .iter()
-            .find(|r| r.point == row.point && r.peer == crate::peer::OURS)?;
-        (row.peer != crate::peer::OURS).then(|| ours.mpps().median / row.mpps().median)
+            .find(|r| r.point == row.point && r.peer == OURS)?;
+        (row.peer != OURS).then(|| Some(ours.rate()?.median / row.rate()?.median))?
     }
 }
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "{}: {}", self.scenario, self.work)?;
+        let Table {
+            scenario,
+            work,
+            unit,
+            rows,
+        } = self;
+        writeln!(f, "{scenario}: {work}; median (least-most)")?;
         writeln!(
             f,
-            "  {:<14} {:<14} {:>22} {:>22} {:>12}",
-            "", "", "Mpps", "cycles a packet", "ours / it"
+            "  {:<14} {:<14} {unit:>22} {:>22} {:>12}",
+            "", "", "cycles a packet", "ours / it"
         )?;
-        for row in &self.rows {
+        for row in rows {
+            let rate = row.rate().map_or(String::new(), |r| format!("{r:.2}"));
+            let cycles = row.cycles().map_or(String::new(), |c| format!("{c:.0}"));
             let ratio = self.ratio(row).map_or(String::new(), |r| format!("{r:.2}"));
-            let (mpps, cycles) = (format!("{:.2}", row.mpps()), format!("{:.0}", row.cycles()));
             writeln!(
                 f,
-                "  {:<14} {:<14} {mpps:>22} {cycles:>22} {ratio:>12}",
+                "  {:<14} {:<14} {rate:>22} {cycles:>22} {ratio:>12}",
                 row.point, row.peer
             )?;
         }

@@ -5,10 +5,10 @@ use serde::Serialize;
 /// What a peer did within some time.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Sample {
-    /// Millions of packets a second.
-    pub mpps: f64,
+    /// In the unit that the table names.
+    pub rate: f64,
     /// TSC cycles that the switching core spent on a packet, polls in vain left out where the peer tells them apart.
-    pub cycles: f64,
+    pub cycles: Option<f64>,
 }
 
 /// Median, least and greatest.
@@ -20,18 +20,15 @@ pub struct Spread {
 }
 
 impl Spread {
-    /// Of `values`, of which there is at least one.
-    ///
-    /// # Panics
-    /// If there is none.
-    pub fn of(values: impl Iterator<Item = f64>) -> Spread {
+    /// Of `values`; `None` if there are none.
+    pub fn of(values: impl Iterator<Item = f64>) -> Option<Spread> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
-        Spread {
-            median: values[values.len() / 2],
-            least: values[0],
-            most: values[values.len() - 1],
-        }
+        Some(Spread {
+            median: *values.get(values.len() / 2)?,
+            least: *values.first()?,
+            most: *values.last()?,
+        })
     }
 }
 

@@ -46,8 +46,8 @@ impl Peer for Ours {
         let seconds = start.elapsed().as_secs_f64();
         let packets = (packets_after - packets) as f64;
         Ok(Sample {
-            mpps: packets / seconds / 1e6,
-            cycles: (busy_after - busy) as f64 / packets,
+            rate: packets / seconds / 1e6,
+            cycles: Some((busy_after - busy) as f64 / packets),
         })
     }
 }

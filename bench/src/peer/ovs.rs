@@ -123,8 +123,8 @@ impl Peer for Ovs {
         };
         let packets = number("packets received:")?;
         Ok(Sample {
-            mpps: packets / seconds / 1e6,
-            cycles: number("processing cycles:")? / packets,
+            rate: packets / seconds / 1e6,
+            cycles: Some(number("processing cycles:")? / packets),
         })
     }
 }

@@ -93,8 +93,8 @@ impl Peer for Testpmd {
         let rate = (after - before) as f64 / (end - start).as_secs_f64();
         // It never sleeps and never looks away: all its cycles are for packets.
         Ok(Sample {
-            mpps: rate / 1e6,
-            cycles: crate::machine::tsc_hz() / rate,
+            rate: rate / 1e6,
+            cycles: Some(crate::machine::tsc_hz() / rate),
         })
     }
 }

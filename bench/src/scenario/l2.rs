@@ -51,6 +51,7 @@ pub fn run(effort: &Effort) -> anyhow::Result<Table> {
     Ok(Table {
         scenario: "l2",
         work: "two net_pcap ports replay 60-byte frames between N pairs of hosts, both ways; one switching core",
+        unit: "Mpps",
         rows,
     })
 }

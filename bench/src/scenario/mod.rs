@@ -1,5 +1,6 @@
 //! What is measured.
 
+mod host;
 mod l2;
 
 use std::time::Duration;
@@ -13,11 +14,13 @@ use crate::report::Table;
 pub enum Name {
     /// Two ports, known unicast between N pairs of hosts, learning on.
     L2,
+    /// TCP between two hosts on ports to the kernel.
+    Host,
 }
 
 impl Name {
     /// All of them, in the order in which they run.
-    pub const ALL: [Name; 1] = [Name::L2];
+    pub const ALL: [Name; 2] = [Name::L2, Name::Host];
 }
 
 /// How thorough a run is.
@@ -36,5 +39,6 @@ pub struct Effort {
 pub fn run(name: Name, effort: &Effort) -> anyhow::Result<Table> {
     match name {
         Name::L2 => l2::run(effort),
+        Name::Host => host::run(effort),
     }
 }
