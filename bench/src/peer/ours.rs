@@ -21,9 +21,9 @@ impl Ours {
         switch.vsctl(&format!("set Open_vSwitch . other_config:pmd-cpu-mask={mask:#x}"));
         switch.vsctl("add-br br0 -- set Bridge br0 datapath_type=dpdk other_config:mac-table-size=262144");
         for side in 0..2 {
-            let device = wire.device(side).replace(',', "\\,");
+            let device = wire.device(side);
             switch.vsctl(&format!(
-                "add-port br0 p{side} -- set Interface p{side} type=dpdk options:dpdk-devargs={device}"
+                "add-port br0 p{side} -- set Interface p{side} type=dpdk options:dpdk-devargs=\"{device}\""
             ));
         }
         Ours { switch }

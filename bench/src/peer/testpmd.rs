@@ -29,8 +29,10 @@ impl Testpmd {
         let dir = tempfile::tempdir()?;
         let log = dir.path().join("testpmd.log");
         let out = File::create(&log)?;
-        let mut command = Command::new("dpdk-testpmd");
+        // Line by line, though it is no terminal.
+        let mut command = Command::new("stdbuf");
         command
+            .args(["-oL", "dpdk-testpmd"])
             .args([
                 "-l",
                 &format!("0,{SWITCHING_CPU}"),
