@@ -1,10 +1,29 @@
 //! Where the programs under test are.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The switch: `$DPDK_VSWITCHD`, else as built beside this test.
 pub fn switch() -> PathBuf {
     built("DPDK_VSWITCHD", "dpdk-vswitchd", "dpdk-vswitchd")
+}
+
+/// The switch as users build it, without what is compiled in for tests only.
+///
+/// # Panics
+/// If it is not built: the message says how.
+pub fn released_switch() -> PathBuf {
+    let debug = switch();
+    let target = debug
+        .parent()
+        .and_then(Path::parent)
+        .expect("target/debug/dpdk-vswitchd");
+    let path = target.join("release/dpdk-vswitchd");
+    assert!(
+        path.is_file(),
+        "{} is missing; run: cargo build --release -p dpdk-vswitchd",
+        path.display()
+    );
+    path
 }
 
 /// The shim: `$DPDK_QEMU_SHIM`, else as built beside this test.

@@ -19,7 +19,7 @@ pub fn lay_over(initrd: &Path, target: &Path) {
     let root = tempfile::tempdir().expect("a temporary directory");
     let root = root.path();
     let mut sources = vec![];
-    for program in [programs::switch(), programs::bare_client()] {
+    for program in [programs::released_switch(), programs::bare_client()] {
         let name = program.file_name().expect("a program has a name");
         install(&program, &root.join("usr/bin").join(name));
         sources.push(program);
