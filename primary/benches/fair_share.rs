@@ -28,7 +28,7 @@ use vswitch_common::mempool::Pool;
 use vswitch_common::port::layout::ControlBlocks;
 use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE, doorbell};
 use vswitch_common::ring::{Consumer, Producer, RingMemory};
-use vswitch_common::stats::{Counter, Segment};
+use vswitch_common::stats::{Counter, Segment, segment_name};
 
 /// The pair, who floods, whom it floods by unicast, and others: a broadcast is copied to 16 ports.
 const SENDER: usize = 0;
@@ -247,8 +247,10 @@ fn start(pmd: usize, clients_cpu: usize) -> (Bench, Pmds) {
     let args = ["--in-memory", "--no-pci", "--no-telemetry", "-m", "192", &lcores];
     let eal = Eal::init("fair_share", &args.map(str::to_owned)).expect("EAL, with 192 MiB of hugepages");
     let ledger = Arc::new(Ledger::new(Pool::create("pool", 57_343, -1).expect("hugepages")));
-    let segment = Segment::create(&format!("fair-share-{}", std::process::id()), eal::tsc_hz());
-    let segment = Arc::new(segment.expect("shared memory"));
+    let name = format!("fair-share-{}", std::process::id());
+    let segment = Arc::new(Segment::create(&name, eal::tsc_hz()).expect("shared memory"));
+    // It is mapped, and nobody else looks for it: the threads that write it outlive the run.
+    nix::sys::mman::shm_unlink(segment_name(&name).as_str()).expect("it was made just now");
     let publisher = Arc::new(Publisher::new(MAX_PMDS).expect("descriptors"));
     let clock = Clock::new(eal::tsc_hz());
     let mut snapshot = Snapshot {

@@ -1,5 +1,6 @@
 //! What runs out or hangs: traffic that can flow flows, the log names the cause once, and the end of it is noticed.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -232,4 +233,45 @@ fn a_hung_database_is_replaced() {
     steady.finish();
     Bare::attached(&switch, 3);
     assert_eq!(switch.log().matches("has not answered").count(), 1);
+}
+
+/// The clock on the wall jumps a day ahead and a week back (libfaketime sets it, for the switch and its database): frames
+/// flow, nobody is thrown out, no learned address ages, and clients attach.
+#[test]
+fn the_wall_clock_jumps() {
+    const LIBRARY: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1";
+    assert!(Path::new(LIBRARY).exists(), "install the package libfaketime");
+    let scratch = tempfile::tempdir().unwrap();
+    let clock = scratch.path().join("clock");
+    let set = |offset: &str| std::fs::write(&clock, offset).unwrap();
+    set("+0");
+    let switch = Switch::builder()
+        .environment("LD_PRELOAD", LIBRARY)
+        .environment("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap())
+        .environment("FAKETIME_NO_CACHE", "1")
+        .environment("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .start();
+    switch.add_bridge("br0", &[1, 2, 3]);
+    let steady = Steady::start(&switch, 5);
+    let today = switch.log().lines().last().unwrap()[..10].to_owned();
+    for offset in ["+1d", "-7d", "+0"] {
+        std::thread::sleep(Duration::from_millis(800));
+        set(offset);
+        let start = Instant::now();
+        let mut late = Bare::attached(&switch, 3);
+        switch.vsctl("--timeout=10 set Interface dpdkr3 external_ids:x=y");
+        println!("{offset}: attached and configured in {:?}", start.elapsed());
+        late.kill();
+        let table = switch.appctl("fdb/show br0");
+        assert!(table.lines().count() >= 3, "{table}");
+    }
+    steady.finish();
+    assert!(
+        switch
+            .log()
+            .lines()
+            .any(|l| !l.starts_with(&today) && l.starts_with("20")),
+        "the clock did jump"
+    );
+    assert!(!switch.log().contains("does not answer"), "{}", switch.log());
 }
