@@ -1,7 +1,7 @@
 //! Open vSwitch with DPDK, as the distribution packages it, on a database of its own.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Ovs {
     // In the order in which they end.
-    _daemon: Child,
+    daemon: Child,
     _database: Child,
     dir: TempDir,
 }
@@ -96,24 +96,37 @@ impl Ovs {
             ])?;
         }
         Ok(Ovs {
-            _daemon: daemon,
+            daemon,
             _database: database,
             dir,
         })
     }
 
-    fn appctl(&self, what: &str) -> anyhow::Result<String> {
+    fn appctl(&self, what: &[&str]) -> anyhow::Result<String> {
         let socket = self.dir.path().join("vswitchd.ctl");
-        run(Command::new("ovs-appctl").arg("-t").arg(socket).arg(what))
+        run(Command::new("ovs-appctl").arg("-t").arg(socket).args(what))
+    }
+}
+
+impl Drop for Ovs {
+    /// Its interfaces in the kernel (br0, ovs-netdev) outlive a killed one.
+    fn drop(&mut self) {
+        if self.appctl(&["exit", "--cleanup"]).is_ok() {
+            within(PATIENCE, || self.daemon.ended().is_some());
+        }
+        let _ = Command::new("ip")
+            .args(["link", "del", "ovs-netdev"])
+            .stderr(Stdio::null())
+            .status();
     }
 }
 
 impl Peer for Ovs {
     fn sample(&mut self, time: Duration) -> anyhow::Result<Sample> {
-        self.appctl("dpif-netdev/pmd-stats-clear")?;
+        self.appctl(&["dpif-netdev/pmd-stats-clear"])?;
         let start = Instant::now();
         std::thread::sleep(time);
-        let text = self.appctl("dpif-netdev/pmd-stats-show")?;
+        let text = self.appctl(&["dpif-netdev/pmd-stats-show"])?;
         let seconds = start.elapsed().as_secs_f64();
         let number = |name: &str| -> anyhow::Result<f64> {
             let line = text.lines().find_map(|l| l.trim().strip_prefix(name));
