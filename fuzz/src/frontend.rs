@@ -233,15 +233,22 @@ impl Request {
         message
     }
 
-    /// May the device write somewhere between the true regions, since this message says so?
-    pub fn blurs(&self, descriptors: &[Descriptor]) -> bool {
+    /// May the device write somewhere between the true regions, since this message says so? `out_of_step`: its bytes
+    /// may be read as another message.
+    pub fn blurs(&self, descriptors: &[Descriptor], out_of_step: bool) -> bool {
+        let memory = descriptors.iter().any(|d| matches!(d, Descriptor::Memory));
         match self {
-            Request::SetMemTable(entries) => !entries.iter().all(|e| matches!(e, TableEntry::True(_))),
-            Request::SetLogBase { .. } | Request::SetInflight { .. } | Request::Raw { .. } => {
-                descriptors.iter().any(|d| matches!(d, Descriptor::Memory))
+            Request::SetMemTable(entries) if !out_of_step => {
+                !entries.iter().all(|e| matches!(e, TableEntry::True(_)))
             }
-            _ => false,
+            Request::SetLogBase { .. } | Request::SetInflight { .. } | Request::Raw { .. } => memory,
+            _ => out_of_step && memory,
         }
+    }
+
+    /// Does it leave the reader in the middle of what follows?
+    pub fn misstates_its_size(&self) -> bool {
+        matches!(self, Request::Raw { size: Some(size), body, .. } if usize::from(*size) != body.len())
     }
 }
 

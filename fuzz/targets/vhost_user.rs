@@ -94,7 +94,10 @@ struct Bench {
     device: Arc<Mutex<Device<Loopback>>>,
     ports: Vec<Loopback>,
     line: Option<(UnixStream, Connection<Loopback>)>,
+    /// The device may have been told to write outside the regions: then nothing can be said of them.
     blurred: bool,
+    /// What comes next on this connection ends, or is taken for, another message than the one it is.
+    out_of_step: bool,
 }
 
 impl Bench {
@@ -107,6 +110,7 @@ impl Bench {
             ports: Vec::new(),
             line: None,
             blurred: false,
+            out_of_step: false,
         }
     }
 
@@ -120,6 +124,7 @@ impl Bench {
             .set_read_timeout(Some(Duration::from_millis(1)))
             .expect("a socket that works");
         self.line = Some((near, connection));
+        self.out_of_step = false;
     }
 
     fn disconnect(&mut self) {
@@ -224,12 +229,15 @@ impl Bench {
                 descriptors,
                 need_reply,
             } => {
-                self.blurred |= request.blurs(descriptors);
+                self.blurred |= request.blurs(descriptors, self.out_of_step);
+                self.out_of_step |= request.misstates_its_size();
                 self.send(&request.bytes(*need_reply), descriptors);
             }
             Op::Cut { request, at } => {
                 let bytes = request.bytes(false);
-                self.send(&bytes[..bytes.len().min((*at).into())], &[]);
+                let at = bytes.len().min((*at).into());
+                self.send(&bytes[..at], &[]);
+                self.out_of_step |= at < bytes.len();
             }
             Op::Start(index) => self.start(index % QUEUES),
             &Op::Offer {

@@ -26,6 +26,14 @@ fn mapping(why: MapError) -> Error {
     Error::ReqHandlerError(std::io::Error::other(why))
 }
 
+/// The descriptor of an event, which must not be a file's: signalling would write into that, wherever it stands.
+fn event(fd: Option<File>) -> Result<Option<File>> {
+    match &fd {
+        Some(file) if file.metadata().map_err(Error::ReqHandlerError)?.is_file() => Err(Error::InvalidParam),
+        _ => Ok(fd),
+    }
+}
+
 impl<P: SwitchPort + 'static> Device<P> {
     fn index(&self, index: u32) -> Result<usize> {
         let index = index as usize;
@@ -150,7 +158,7 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.index(index.into())?;
-        self.vrings[index].kick = fd;
+        self.vrings[index].kick = event(fd)?;
         if self.vrings[index].started {
             let kick = for_pump(self.vrings[index].kick.as_ref());
             self.change_lane(index, |lane| lane.kick = kick);
@@ -163,7 +171,7 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.index(index.into())?;
-        self.vrings[index].call = fd;
+        self.vrings[index].call = event(fd)?;
         let call = for_pump(self.vrings[index].call.as_ref());
         self.change_lane(index, |lane| {
             // What was signalled on the old descriptor may have been lost.
@@ -177,7 +185,7 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
 
     fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
         let index = self.index(index.into())?;
-        self.vrings[index].err = fd;
+        self.vrings[index].err = event(fd)?;
         let err = for_pump(self.vrings[index].err.as_ref());
         self.change_lane(index, |lane| lane.err = err);
         Ok(())

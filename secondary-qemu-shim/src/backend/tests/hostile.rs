@@ -2,6 +2,7 @@
 
 use std::io::IoSlice;
 use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::FileExt as _;
 
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
@@ -32,6 +33,24 @@ fn open_descriptors() -> usize {
 
 /// Descriptors where none belong, none where some belong, more than any message has, and what is not what it should
 /// be. The message library would wait for ever for a header that came with more than 32.
+/// Signalling it would write into the file, which may be the guest's memory.
+#[test]
+fn a_file_in_place_of_an_event_ends_the_connection_unwritten() {
+    for (what, request) in [("kick", 12), ("call", 13), ("error", 14)] {
+        let mut session = Session::new(1);
+        session.negotiate(FEATURES);
+        session.attach();
+        session.start_pair(0);
+        let file = memfd(64);
+        send_raw(&session.raw, &[request, 1, 8, 0, 0], &[file.as_raw_fd()]);
+        let ended = session.ended();
+        assert!(matches!(ended, Ended::Message(_)), "{what}: {ended}");
+        let mut bytes = [1; 64];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(bytes, [0; 64], "{what}");
+    }
+}
+
 #[test]
 fn wrong_descriptors_end_the_connection_and_are_closed() {
     let mut session = Session::new(1);
