@@ -112,6 +112,12 @@ impl Mbuf {
         (off, len.min(BUF_LEN - off))
     }
 
+    /// The bytes of a frame of one segment; `None`: it has more.
+    #[inline]
+    pub fn single(&self) -> Option<&[u8]> {
+        (self.segment_count() <= 1).then(|| self.data())
+    }
+
     /// Bytes in this segment.
     #[inline]
     #[allow(clippy::len_without_is_empty)]

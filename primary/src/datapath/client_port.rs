@@ -265,26 +265,20 @@ impl Queue {
         }
     }
 
-    /// Hands `frames` to the client, in order, and empties the list; what does not fit is freed. Returns how many
-    /// were handed over and how many of the rest its quota kept from it.
+    /// Hands `frames` to the client, in order; what does not fit stays in the list.
     #[inline]
     pub fn send<const N: usize>(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, N>) -> Sent {
+        let total = frames.len();
         let mut sending = self.sending.lock();
         let free = sending.free().unwrap_or(0);
         let room = self.room(free);
-        let count = frames.len().min(room.frames);
-        let mut sent = Sent {
-            frames: count,
-            bytes: 0,
-            over_quota: room.over_quota,
-        };
-        let scarce = count < frames.len();
+        let count = total.min(room.frames);
+        let scarce = count < total;
         if self.scarce.load(Ordering::Relaxed) != scarce {
             self.scarce.store(scarce, Ordering::Relaxed);
         }
         for frame in &frames[..count] {
             ledger.give(frame, self.owner);
-            sent.bytes += frame.len() as u64;
         }
         if count > 0 {
             let given = &self.given_frames;
@@ -298,8 +292,10 @@ impl Queue {
             drop(sending);
             self.wake_client();
         }
-        ledger.free_all(frames);
-        sent
+        Sent {
+            over_quota: room.over_quota,
+            ..Sent::all_but(frames, total)
+        }
     }
 
     /// Mbufs that the client has of this queue pair's share.
@@ -354,11 +350,24 @@ pub struct Room {
     pub over_quota: bool,
 }
 
-/// What [`Queue::send`] did.
+/// What became of frames that were to leave.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
     pub frames: usize,
-    pub bytes: u64,
+    /// Bytes of those that were not sent.
+    pub left_bytes: usize,
     /// The rest was kept back by the client's share of the pool, not by a full ring.
     pub over_quota: bool,
+}
+
+impl Sent {
+    /// Of `total` frames those in `left` were not sent.
+    #[inline]
+    pub fn all_but<const N: usize>(left: &ArrayVec<Mbuf, N>, total: usize) -> Sent {
+        Sent {
+            frames: total - left.len(),
+            left_bytes: left.iter().map(Mbuf::frame_len).sum(),
+            over_quota: false,
+        }
+    }
 }

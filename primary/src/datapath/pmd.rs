@@ -187,15 +187,17 @@ fn poll(
         }
         Io::Ethdev(io) => {
             io.receive(polled.queue, frames);
-            if frames.iter().any(|frame| frame.segment_count() > 1) {
+            let mut chains = false;
+            for frame in frames.iter_mut() {
+                frame.prefetch_frame();
+                frame.normalize_received();
+                chains |= frame.segment_count() > 1;
+            }
+            if chains {
                 let all = frames.len();
                 *frames = frames.drain(..).filter_map(|frame| ledger.adopt(frame)).collect();
                 let too_long = (all - frames.len()) as u64;
                 stats.add(usize::from(polled.port.index), Counter::RxTooLong, too_long);
-            }
-            for frame in frames.iter_mut() {
-                frame.normalize_received();
-                frame.prefetch_frame();
             }
             !frames.is_empty()
         }

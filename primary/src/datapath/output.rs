@@ -1,0 +1,270 @@
+//! Frames on their way out: tagged as they leave, gathered for each port, sent together.
+
+use std::sync::Arc;
+
+use arrayvec::ArrayVec;
+use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::stats::{Counter, PortBlock};
+
+use super::BURST;
+use super::chain::Released;
+use super::classify::Parsed;
+use super::client_port::Sent;
+use super::ledger::Ledger;
+use super::offload;
+use super::parse::{self, Tag};
+use super::port::{Io, Port, PortIndex};
+use super::snapshot::Snapshot;
+use super::vlan::Egress;
+
+/// Frames on their way out by one port.
+#[derive(Debug, Default)]
+struct Batch {
+    frames: ArrayVec<Mbuf, BURST>,
+    /// Bytes of all of them.
+    bytes: usize,
+}
+
+/// The sending half of a PMD thread's forwarding.
+#[derive(Debug)]
+pub struct Output {
+    thread: usize,
+    /// The receive queue that the present burst came in by: frames leave by the queue of the same number.
+    pub queue: usize,
+    pub ledger: Arc<Ledger>,
+    pub stats: PortBlock,
+    /// Per port, what leaves by it.
+    batches: Vec<Batch>,
+    /// Ports with something in their batch.
+    pending: Vec<PortIndex>,
+    /// Of the batch that is being sent: which frames are chains, and their later segments.
+    chains: Vec<(usize, Released)>,
+}
+
+impl Output {
+    /// For PMD thread `thread`, which counts in `stats`.
+    pub fn new(thread: usize, ledger: Arc<Ledger>, stats: PortBlock) -> Output {
+        Output {
+            thread,
+            queue: 0,
+            ledger,
+            stats,
+            batches: Vec::new(),
+            pending: Vec::new(),
+            chains: Vec::new(),
+        }
+    }
+
+    /// Adapts to the ports of a new snapshot. Nothing is pending between bursts.
+    pub fn resize(&mut self, ports: usize) {
+        self.batches.resize_with(ports, Batch::default);
+    }
+
+    /// Puts `frame` into the batch of `target`, tagged as it leaves there.
+    pub fn output(&mut self, from: &Port, target: &Port, mut frame: Mbuf, parsed: &Parsed, egress: Egress) {
+        let index = usize::from(target.index);
+        let (tag, vlan) = (parsed.tag, parsed.vlan());
+        let mut len = parsed.len();
+        let mut inserts_tag = false;
+        if tag.is_some() || egress == Egress::Tagged {
+            inserts_tag = match &target.io {
+                Io::Ethdev(io) => offload::inserts_tag(io.device.offloads(), tag, egress),
+                _ => false,
+            };
+            if !inserts_tag && !retag(&mut frame, tag, vlan, egress) {
+                return self.drop_frame(frame, index, Counter::TxDropHeadroom);
+            }
+            len = frame.frame_len();
+        }
+        if len > target.max_frame {
+            return self.drop_frame(frame, index, Counter::TxDropTooLong);
+        }
+        let chains = match &target.io {
+            Io::Down => return self.drop_frame(frame, index, Counter::TxDropDown),
+            Io::Client(_) => false,
+            Io::Ethdev(io) => {
+                if matches!(from.io, Io::Client(_)) {
+                    offload::ready_for_driver(&mut frame, &self.ledger, io.device.offloads());
+                }
+                io.device.offloads().tx_chains
+            }
+        };
+        if parsed.chain && !chains {
+            match self.ledger.flatten(frame) {
+                Some(flat) => frame = flat,
+                None => return self.stats.add(index, Counter::TxDropTooLong, 1),
+            }
+        }
+        if inserts_tag {
+            frame.request_tag(vlan);
+        }
+        self.add(target, frame, len);
+    }
+
+    /// Puts `frame`, of `len` bytes, into the batch of `target`.
+    fn add(&mut self, target: &Port, frame: Mbuf, len: usize) {
+        let batch = &mut self.batches[usize::from(target.index)];
+        if batch.frames.is_empty() {
+            self.pending.push(target.index);
+        }
+        batch.frames.push(frame);
+        batch.bytes += len;
+        if batch.frames.is_full() {
+            self.send(target);
+        }
+    }
+
+    /// Puts `frames`, of `bytes` in all and no more than a burst, into the batch of `target` as they are.
+    #[inline]
+    pub fn add_all(&mut self, target: &Port, frames: impl ExactSizeIterator<Item = Mbuf>, bytes: usize) {
+        let index = usize::from(target.index);
+        if self.batches[index].frames.remaining_capacity() < frames.len() {
+            self.send(target);
+        }
+        let batch = &mut self.batches[index];
+        if batch.frames.is_empty() {
+            self.pending.push(target.index);
+        }
+        batch.frames.extend(frames);
+        batch.bytes += bytes;
+    }
+
+    /// A copy of `frame` for `target`, or why there is none: what its ring has no room for need not be copied.
+    pub fn copy_for(&self, target: &Port, frame: &Mbuf) -> Result<Mbuf, Counter> {
+        if let Io::Client(session) = &target.io
+            && let Some(room) = session.queue(self.queue).scarce_room()
+            && self.batches[usize::from(target.index)].frames.len() >= room.frames
+        {
+            return Err(full(room.over_quota));
+        }
+        self.ledger.copy(frame).ok_or(Counter::TxDropNoBuffer)
+    }
+
+    /// Frees `frame` and counts that at port `index`.
+    #[cold]
+    pub fn drop_frame(&mut self, frame: Mbuf, index: usize, reason: Counter) {
+        self.stats.add(index, reason, 1);
+        self.ledger.free(frame);
+    }
+
+    /// Sends all that is pending.
+    pub fn flush(&mut self, snapshot: &Snapshot) {
+        while let Some(index) = self.pending.pop() {
+            // The index came from this very snapshot.
+            if let Some(port) = snapshot.port(index) {
+                self.send(port);
+            }
+        }
+    }
+
+    fn send(&mut self, port: &Port) {
+        let index = usize::from(port.index);
+        let Batch { frames, bytes } = &mut self.batches[index];
+        let total = frames.len();
+        let mut bytes = std::mem::take(bytes);
+        let (sent, reason) = match &port.io {
+            Io::Client(session) => {
+                let sent = session.queue(self.queue).send(&self.ledger, frames);
+                (sent, full(sent.over_quota))
+            }
+            Io::Ethdev(io) => {
+                for (i, chain) in frames
+                    .iter_mut()
+                    .enumerate()
+                    .filter(|(_, f)| io.device.offloads().tx_chains && f.segment_count() > 1)
+                {
+                    self.chains.push((i, self.ledger.release_chain(chain)));
+                }
+                let (queue, lock) = io.tx_queue(self.thread);
+                {
+                    let _sending = lock.lock();
+                    io.device.send(queue, frames);
+                }
+                let sent = total - frames.len();
+                let refused = self.chains.drain(..).filter(|(i, _)| *i >= sent);
+                refused.for_each(|(_, rest)| self.ledger.free_refused(&rest));
+                (Sent::all_but(frames, total), Counter::TxDropFull)
+            }
+            Io::Down => (Sent::all_but(frames, total), Counter::TxDropDown),
+        };
+        // Whatever is left was not sent.
+        bytes -= sent.left_bytes.min(bytes);
+        self.ledger.free_all(frames);
+        self.stats.add(index, Counter::TxPackets, sent.frames as u64);
+        self.stats.add(index, Counter::TxBytes, bytes as u64);
+        if sent.frames < total {
+            self.stats.add(index, reason, (total - sent.frames) as u64);
+        }
+    }
+}
+
+/// Why a client does not get a frame.
+fn full(over_quota: bool) -> Counter {
+    if over_quota {
+        Counter::TxDropQuota
+    } else {
+        Counter::TxDropFull
+    }
+}
+
+/// Gives the frame the tag, or none, with which it leaves. False: there is no room in front of it.
+#[inline]
+fn retag(frame: &mut Mbuf, tag: Option<Tag>, vlan: u16, egress: Egress) -> bool {
+    match (tag, egress) {
+        (None, Egress::Tagged) => push_tag(frame, Tag(vlan)),
+        (Some(_), Egress::Untagged) => pop_tag(frame),
+        (Some(tag), Egress::Tagged) if tag.vid() != vlan => {
+            if let Some(tci) = frame.data_mut().get_mut(parse::HEADER_LEN..parse::HEADER_LEN + 2) {
+                tci.copy_from_slice(&tag.with_vid(vlan).0.to_be_bytes());
+            }
+            true
+        }
+        _ => true,
+    }
+}
+
+/// Bytes of the two addresses, which stay in front of a tag.
+const ADDRESSES: usize = 12;
+
+fn push_tag(frame: &mut Mbuf, tag: Tag) -> bool {
+    let checksum = frame.checksum();
+    if !frame.extend_front(parse::TAG_LEN) {
+        return false;
+    }
+    // The length may change under us, if a client still writes into what it has handed over: no index is certain.
+    let Some(head) = frame
+        .data_mut()
+        .first_chunk_mut::<{ ADDRESSES + parse::TAG_LEN }>()
+    else {
+        return false;
+    };
+    head.copy_within(parse::TAG_LEN.., 0);
+    let [high, low] = tag.0.to_be_bytes();
+    head[ADDRESSES..].copy_from_slice(&[0x81, 0, high, low]);
+    shift_checksum(frame, checksum, parse::TAG_LEN as i32);
+    true
+}
+
+fn pop_tag(frame: &mut Mbuf) -> bool {
+    let checksum = frame.checksum();
+    let Some(head) = frame
+        .data_mut()
+        .first_chunk_mut::<{ ADDRESSES + parse::TAG_LEN }>()
+    else {
+        return false;
+    };
+    head.copy_within(..ADDRESSES, parse::TAG_LEN);
+    if !frame.trim_front(parse::TAG_LEN) {
+        return false;
+    }
+    shift_checksum(frame, checksum, -(parse::TAG_LEN as i32));
+    true
+}
+
+/// Moves the place of a half-done checksum along with the bytes.
+fn shift_checksum(frame: &mut Mbuf, checksum: Checksum, by: i32) {
+    if let Checksum::Partial { start, offset } = checksum {
+        let start = (i32::from(start) + by).clamp(0, i32::from(u16::MAX)) as u16;
+        frame.set_checksum(Checksum::Partial { start, offset });
+    }
+}
