@@ -309,6 +309,7 @@ impl Forwarder {
         };
         self.stats.add(index, Counter::TxPackets, sent as u64);
         self.stats.add(index, Counter::TxBytes, bytes);
+        self.stats.thread().sent(sent as u64);
         if sent < total {
             self.stats.add(index, reason, (total - sent) as u64);
         }

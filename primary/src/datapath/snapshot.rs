@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use vswitch_common::port::doorbell::Doorbell;
@@ -33,6 +34,34 @@ pub struct RxQueue {
     pub queue: u16,
 }
 
+/// Timestamp counter ticks that went into a receive queue's frames, counted by the thread that polls it, in a cache line
+/// of its own.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+pub struct BusyTicks(AtomicU64);
+
+impl BusyTicks {
+    /// Adds `ticks` without a locked instruction: there is one writer.
+    #[inline]
+    pub fn add(&self, ticks: u64) {
+        let sum = self.0.load(Ordering::Relaxed).wrapping_add(ticks);
+        self.0.store(sum, Ordering::Relaxed);
+    }
+
+    /// The sum so far; it wraps.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// A receive queue that a thread is to poll.
+#[derive(Debug, Clone)]
+pub struct Assigned {
+    pub queue: RxQueue,
+    /// Where the thread counts what it costs.
+    pub busy: Arc<BusyTicks>,
+}
+
 /// All that PMD threads need to know.
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
@@ -40,7 +69,7 @@ pub struct Snapshot {
     pub ports: Vec<Option<Arc<Port>>>,
     pub bridges: Vec<Bridge>,
     /// What each PMD thread polls.
-    pub polled: Vec<Vec<RxQueue>>,
+    pub polled: Vec<Vec<Assigned>>,
     /// Longest sleep of a PMD thread with nothing to do; zero: it never sleeps.
     pub max_sleep: Option<Duration>,
 }
@@ -104,16 +133,16 @@ impl Deref for Publisher {
 }
 
 /// What is to be polled until every thread has let go of what `new` gives to another; `None`: nothing moves.
-fn without_moving(old: &[Vec<RxQueue>], new: &[Vec<RxQueue>]) -> Option<Vec<Vec<RxQueue>>> {
+fn without_moving(old: &[Vec<Assigned>], new: &[Vec<Assigned>]) -> Option<Vec<Vec<Assigned>>> {
     let lists = old.iter().enumerate();
     let owners: HashMap<RxQueue, usize> = lists
-        .flat_map(|(thread, list)| list.iter().map(move |&queue| (queue, thread)))
+        .flat_map(|(thread, list)| list.iter().map(move |a| (a.queue, thread)))
         .collect();
     let stays = |thread: usize, queue| owners.get(&queue).is_none_or(|&owner| owner == thread);
-    let staying: Vec<Vec<RxQueue>> = new
+    let staying: Vec<Vec<Assigned>> = new
         .iter()
         .enumerate()
-        .map(|(thread, list)| list.iter().copied().filter(|&q| stays(thread, q)).collect())
+        .map(|(thread, list)| list.iter().filter(|a| stays(thread, a.queue)).cloned().collect())
         .collect();
     let moves = staying.iter().zip(new).any(|(some, all)| some.len() < all.len());
     moves.then_some(staying)
@@ -122,18 +151,21 @@ fn without_moving(old: &[Vec<RxQueue>], new: &[Vec<RxQueue>]) -> Option<Vec<Vec<
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::AtomicBool;
 
-    fn polled(lists: &[&[u16]]) -> Vec<Vec<RxQueue>> {
-        let queue = |&port| RxQueue { port, queue: 0 };
+    fn polled(lists: &[&[u16]]) -> Vec<Vec<Assigned>> {
+        let assigned = |&port| Assigned {
+            queue: RxQueue { port, queue: 0 },
+            busy: Arc::default(),
+        };
         lists
             .iter()
-            .map(|list| list.iter().map(queue).collect())
+            .map(|list| list.iter().map(assigned).collect())
             .collect()
     }
 
-    fn ports(lists: &[Vec<RxQueue>]) -> Vec<Vec<u16>> {
-        let of = |list: &Vec<RxQueue>| list.iter().map(|q| q.port).collect();
+    fn ports(lists: &[Vec<Assigned>]) -> Vec<Vec<u16>> {
+        let of = |list: &Vec<Assigned>| list.iter().map(|a| a.queue.port).collect();
         lists.iter().map(of).collect()
     }
 
@@ -172,8 +204,8 @@ mod tests {
                         if publisher.changed(generation) {
                             (snapshot, generation) = publisher.load(thread, Some(snapshot));
                         }
-                        for queue in snapshot.polled.get(thread).into_iter().flatten() {
-                            let held = &taken[usize::from(queue.port)];
+                        for assigned in snapshot.polled.get(thread).into_iter().flatten() {
+                            let held = &taken[usize::from(assigned.queue.port)];
                             doubled.fetch_or(held.swap(true, Ordering::AcqRel), Ordering::Relaxed);
                             std::thread::yield_now();
                             held.store(false, Ordering::Release);
