@@ -192,6 +192,7 @@ impl Output {
         self.ledger.free_all(frames);
         self.stats.add(index, Counter::TxPackets, sent.frames as u64);
         self.stats.add(index, Counter::TxBytes, bytes as u64);
+        self.stats.thread().sent(sent.frames as u64);
         if sent.frames < total {
             self.stats.add(index, reason, (total - sent.frames) as u64);
         }

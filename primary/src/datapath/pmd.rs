@@ -18,7 +18,7 @@ use super::clock::{Clock, tsc};
 use super::forward::Forwarder;
 use super::ledger::Ledger;
 use super::port::{Io, Port};
-use super::snapshot::{Publisher, Snapshot};
+use super::snapshot::{BusyTicks, Publisher, Snapshot};
 use super::turns::Turns;
 
 /// How long a thread polls in vain before it sleeps. Longer than the gaps of traffic worth polling for.
@@ -58,6 +58,7 @@ pub struct Pmd {
 struct Polled {
     port: Arc<Port>,
     queue: u16,
+    busy: Arc<BusyTicks>,
 }
 
 impl Pmd {
@@ -114,7 +115,9 @@ impl Pmd {
                 }
                 let before = std::mem::replace(&mut tick, tsc());
                 if had_work {
-                    turns.charge(number, tick.wrapping_sub(before), count);
+                    let time = tick.wrapping_sub(before);
+                    polled.busy.add(time);
+                    turns.charge(number, time, count);
                     worked = true;
                 }
             }
@@ -142,6 +145,7 @@ impl Pmd {
                 );
                 publisher.wake(thread).silence();
                 last = tsc();
+                forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
             } else {
                 std::hint::spin_loop();
@@ -156,10 +160,11 @@ impl Pmd {
 fn polled_queues(snapshot: &Snapshot, thread: usize) -> Vec<Polled> {
     let mine = snapshot.polled.get(thread).map_or(&[][..], Vec::as_slice);
     mine.iter()
-        .filter_map(|q| {
+        .filter_map(|assigned| {
             Some(Polled {
-                port: snapshot.port(q.port)?.clone(),
-                queue: q.queue,
+                port: snapshot.port(assigned.queue.port)?.clone(),
+                queue: assigned.queue.queue,
+                busy: assigned.busy.clone(),
             })
         })
         .collect()
