@@ -153,12 +153,12 @@ impl Queue {
         match half.tx.dequeue(&mut entries[..want]) {
             Ok(0) => {}
             Ok(n) => {
-                let entries = &entries[..n];
-                entries.iter().for_each(|&a| ledger.prefetch(a));
-                for (i, &address) in entries.iter().enumerate() {
-                    if let Some(&next) = entries.get(i + 4) {
-                        Mbuf::prefetch_header(next);
-                    }
+                // The client has just written both on another core.
+                for &address in &entries[..n] {
+                    ledger.prefetch(address);
+                    Mbuf::prefetch_at(address);
+                }
+                for &address in &entries[..n] {
                     let (frame, taken) = ledger.take_frame(address, self.owner);
                     returned += taken;
                     match frame {
@@ -218,12 +218,13 @@ impl Queue {
         let level = (ALLOC_RING_SIZE - 1) as usize - half.alloc.free()?;
         let missing = ALLOC_LEVEL.saturating_sub(level);
         // Small top-ups are left for later, so that a burst moves whole cache lines.
-        if missing < BURST && level >= ALLOC_LEVEL / 2 {
+        if missing < BURST && level >= ALLOC_LEVEL / 2 && half.recycled.len() <= BURST {
             return Ok(());
         }
         let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
         let give = missing.min(2 * BURST).min(quota_left);
-        if half.recycled.len() < give {
+        // What comes from the pool comes in bursts, too.
+        if half.recycled.len() < give && missing >= BURST {
             let more = give - half.recycled.len();
             ledger.pool().alloc_n(&mut half.recycled, more);
         }

@@ -129,6 +129,9 @@ impl Ledger {
         let Some(mut first) = self.take(address, owner) else {
             return (None, 0);
         };
+        if first.is_sound() {
+            return (Some(first), 1);
+        }
         if first.segment_count() > 1 {
             return self.join(first, owner);
         }

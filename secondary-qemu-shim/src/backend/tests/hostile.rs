@@ -159,11 +159,7 @@ fn buffers_that_went_with_the_memory_break_the_queue() {
 fn signals_may_come_by_pipe_or_socket() {
     let (pipe_read, pipe_write) = nix::unistd::pipe().unwrap();
     let (gone, _) = UnixStream::pair().unwrap();
-    let kinds = [
-        pipe_read.as_raw_fd(),
-        pipe_write.as_raw_fd(),
-        gone.as_raw_fd(),
-    ];
+    let kinds = [pipe_read.as_raw_fd(), pipe_write.as_raw_fd(), gone.as_raw_fd()];
     for kind in kinds {
         let mut session = Session::new(1);
         session.negotiate(FEATURES);
