@@ -23,6 +23,12 @@ use super::turns::Turns;
 
 /// How long a thread polls in vain before it sleeps. Longer than the gaps of traffic worth polling for.
 const IDLE_BEFORE_SLEEP: Duration = Duration::from_micros(50);
+/// A queue that was polled so often in vain is quiet, and costs the busy ones next to nothing: beside them it is looked
+/// at once in a [`QUIET_GAP`].
+const QUIET_AFTER: u32 = 64;
+/// Shorter than what fills a ring, or wakes a thread that sleeps.
+const QUIET_GAP: Duration = Duration::from_micros(25);
+
 /// Longest sleep while a polled device can't ring a doorbell.
 const DEVICE_SLEEP: Duration = Duration::from_micros(250);
 /// Longest sleep otherwise: a safety net, no timer that anything waits for.
@@ -59,6 +65,8 @@ struct Polled {
     port: Arc<Port>,
     queue: u16,
     busy: Arc<BusyTicks>,
+    /// Polls in vain since it last had work.
+    vain: u32,
 }
 
 impl Pmd {
@@ -81,9 +89,10 @@ impl Pmd {
         forwarder.resize(snapshot.ports.len());
         let mut turns = Turns::new(clock.ticks(LEAD), clock.ticks(TURN), clock.ticks(LONGEST_TURN));
         turns.reset(queues.len());
-        let idle_ticks = clock.ticks(IDLE_BEFORE_SLEEP);
+        let [idle_ticks, quiet_ticks] = [IDLE_BEFORE_SLEEP, QUIET_GAP].map(|time| clock.ticks(time));
         let mut last = tsc();
         let mut idle_since = last;
+        let mut looked_at_quiet = last;
         let mut frames = ArrayVec::<Mbuf, BURST>::new();
 
         while !control.stop.load(Ordering::Relaxed) {
@@ -100,8 +109,16 @@ impl Pmd {
             let mut packets = 0;
             let mut worked = false;
             let mut tick = last;
+            // A thread with nothing to do looks at all, always.
+            let quiet_too = idle_since != last || last.wrapping_sub(looked_at_quiet) > quiet_ticks;
+            if quiet_too {
+                looked_at_quiet = last;
+            }
             turns.next_round();
-            for (number, polled) in queues.iter().enumerate() {
+            for (number, polled) in queues.iter_mut().enumerate() {
+                if polled.vain >= QUIET_AFTER && !quiet_too {
+                    continue;
+                }
                 let limit = turns.burst(number);
                 if limit == 0 {
                     worked = true;
@@ -119,6 +136,9 @@ impl Pmd {
                     polled.busy.add(time);
                     turns.charge(number, time, count);
                     worked = true;
+                    polled.vain = 0;
+                } else {
+                    polled.vain = polled.vain.saturating_add(1);
                 }
             }
             if queues.is_empty() {
@@ -165,6 +185,7 @@ fn polled_queues(snapshot: &Snapshot, thread: usize) -> Vec<Polled> {
                 port: snapshot.port(assigned.queue.port)?.clone(),
                 queue: assigned.queue.queue,
                 busy: assigned.busy.clone(),
+                vain: 0,
             })
         })
         .collect()
