@@ -167,8 +167,13 @@ impl Pmd {
                 last = tsc();
                 forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
-            } else {
+            } else if worked || snapshot.max_sleep == Some(Duration::ZERO) {
                 std::hint::spin_loop();
+            } else {
+                // Whoever has the frames may wait for this very CPU.
+                std::thread::yield_now();
+                last = tsc();
+                forwarder.stats().thread().idle(last.wrapping_sub(tick));
             }
         }
         drop(queues);

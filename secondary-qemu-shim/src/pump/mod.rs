@@ -211,7 +211,8 @@ fn run<P: SwitchPort>(gate: &Gate<P>) {
         }
         let now = Instant::now();
         if now - *idle_since.get_or_insert(now) < PATIENCE {
-            std::hint::spin_loop();
+            // Whoever has the frames may wait for this very CPU.
+            std::thread::yield_now();
             continue;
         }
         sleep::sleep(&mut state, standings, gate.bell().as_fd());

@@ -71,7 +71,7 @@ pub(super) const ALLOWED: &[Entry] = &[
     any(libc::SYS_epoll_pwait, "EAL's interrupt thread sleeps"),
     any(libc::SYS_clock_nanosleep, "waiting for the rest of a message"),
     any(libc::SYS_nanosleep, "as above, by older C libraries"),
-    any(libc::SYS_sched_yield, "spinning locks of EAL"),
+    any(libc::SYS_sched_yield, "idle pumps, spinning locks of EAL"),
     any(
         libc::SYS_restart_syscall,
         "a sleep that a SIGSTOP and SIGCONT interrupted",
