@@ -8,8 +8,15 @@ use std::process::{Command, Stdio};
 
 use crate::programs;
 
-/// DPDK's plugins that the machine needs: the pool, the buses, the NICs' driver, and a device without hardware.
-const PLUGINS: &[&str] = &["mempool_ring", "bus_pci", "bus_vdev", "net_e1000", "net_null"];
+/// DPDK's plugins that the machine needs: the pool, the buses, the drivers of NICs and of ports in the kernel.
+const PLUGINS: &[&str] = &[
+    "mempool_ring",
+    "bus_pci",
+    "bus_vdev",
+    "net_e1000",
+    "net_virtio",
+    "net_tap",
+];
 
 /// Writes `initrd` with the programs laid over it to `target`.
 ///
