@@ -5,8 +5,8 @@ use std::time::Duration;
 use vm_harness::guest;
 use vswitch_tests::nic_host::NicHost;
 
-/// MiB to copy, and the time for that in a machine that may be slow.
-const MIB: u32 = 16;
+/// Bytes to copy, and the time for that in a machine that may be slow.
+const SIZE: u32 = 16 << 20;
 const COPY: Duration = Duration::from_secs(60);
 
 /// A bridge with two internal ports, each in a network namespace of its own, which `driver` is in use for.
@@ -47,7 +47,7 @@ fn traffic(host: &mut NicHost, backend: &str) {
         )
         .unwrap_or_else(|e| panic!("{e}"));
     host.check(&format!(
-        "head -c {MIB}M /dev/urandom >/tmp/sent && ip netns exec left file-send /tmp/sent 10.9.0.2 7000 && \
+        "head -c {SIZE} /dev/urandom >/tmp/sent && ip netns exec left file-send /tmp/sent 10.9.0.2 7000 && \
          while pidof socat; do sleep 0.1; done"
     ));
     let serial = host.vm.serial().unwrap_or_else(|e| panic!("{e}"));
@@ -63,13 +63,24 @@ fn traffic(host: &mut NicHost, backend: &str) {
     sums.for_each(|line| println!("{backend}: {line}"));
 }
 
+/// The switch sees what the host does to an interface, in whatever namespace, and makes one again that was deleted.
+fn switched_and_deleted(host: &mut NicHost) {
+    for (done, seen) in [("down", "down"), ("up", "up")] {
+        host.check(&format!("ip -n left link set left {done}"));
+        host.wait_interface("left", "link_state", seen);
+    }
+    host.check("ip -n left link del left");
+    host.wait_interface("left", "error", "was deleted from the kernel");
+    host.vsctl("set Interface left external_ids:try=again");
+    host.wait_interface("left", "error", "[]");
+    host.check("ip link show left");
+}
+
 /// The ports go, and the interfaces with them, wherever they are.
 fn all_gone(host: &mut NicHost) {
     host.vsctl("del-br br0");
-    for port in ["left", "right"] {
-        let (_, links) = host.run(&format!("ip -n {port} -br link"));
-        assert!(!links.contains(port), "{links}");
-    }
+    let links = host.check("ip -br link; ip -n left -br link; ip -n right -br link");
+    assert!(!links.contains("left") && !links.contains("right"), "{links}");
 }
 
 #[test]
@@ -82,10 +93,12 @@ fn the_kernel_by_vhost_net_and_without() {
     host.start_switch();
     two_namespaces(&mut host, "vhost-net", "net_virtio_user");
     traffic(&mut host, "vhost-net");
+    switched_and_deleted(&mut host);
     all_gone(&mut host);
     host.check("rmmod vhost_net && ! ls /dev/vhost-net");
     two_namespaces(&mut host, "tap", "net_tap");
     traffic(&mut host, "tap");
+    switched_and_deleted(&mut host);
     all_gone(&mut host);
     host.check("OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl exit");
 }
