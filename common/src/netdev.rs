@@ -6,7 +6,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -178,6 +178,26 @@ pub fn try_tap(name: &str) -> io::Result<()> {
         r.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as i16;
     })?;
     Ok(())
+}
+
+/// A descriptor of one of the interface's TAP queues, of a driver in this process that does not tell (virtio-user on
+/// vhost-net). To be called by the thread that attaches devices.
+pub fn open_queue(name: &str) -> Option<OwnedFd> {
+    let open = std::fs::read_dir("/proc/self/fd").ok()?.flatten();
+    let mut queues = open.filter(|entry| {
+        std::fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == TUN_DEVICE)
+    });
+    queues.find_map(|entry| {
+        let fd: RawFd = entry.file_name().to_str()?.parse().ok()?;
+        // SAFETY: it was open just now, and only the thread that attaches devices, this one, closes TAP queues.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        let reply = ioctl(fd, libc::TUNGETIFF, "", |_| {}).ok()?;
+        let found = reply.ifr_name.iter().map(|&c| c as u8).take_while(|&c| c != 0);
+        if !found.eq(name.bytes()) {
+            return None;
+        }
+        fd.try_clone_to_owned().ok()
+    })
 }
 
 /// One request about an interface to the kernel; its answer.

@@ -18,10 +18,10 @@ check_programs() {
     check_program missing ovsdb-tool openvswitch-common
     check_program missing ovs-vsctl openvswitch-switch
     check_program warn ovs-appctl openvswitch-common
-    check_program warn dpdk-devbind.py dpdk
     check_program warn ip iproute2
     check_program warn lspci pciutils
     if [ -z "$root" ]; then
+        check_rust
         qemu=$(find_qemu)
         if [ -z "$qemu" ]; then
             report warn qemu "none is built or installed" "scripts/build-qemu, for -netdev dpdk"
@@ -44,6 +44,22 @@ check_program() {
         return
     done
     report "$1" "program.$2" "not installed" "apt install $3"
+}
+
+# What builds the switch; an installed copy of this script has no tree to build
+check_rust() {
+    local wanted have cargo
+    wanted=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' "$top/Cargo.toml" 2>/dev/null) || true
+    [ -n "$wanted" ] || return 0
+    cargo=$(command -v cargo) || cargo=${CARGO_HOME:-${HOME-}/.cargo}/bin/cargo
+    have=$("$cargo" --version 2>/dev/null | cut -d' ' -f2) || true
+    if [ -z "$have" ]; then
+        report warn program.cargo "not installed: the switch can't be built here" "Rust $wanted or later by rustup (https://rustup.rs); Debian 12's is too old"
+    elif [ "$(printf '%s\n' "$wanted" "$have" | sort -V | head -n 1)" = "$wanted" ]; then
+        report ok program.cargo "$cargo $have; the switch is built by $wanted or later"
+    else
+        report warn program.cargo "$cargo $have: too old, the switch is built by $wanted or later" "rustup update stable"
+    fi
 }
 
 # The QEMU that guests would run by: named, built, installed

@@ -65,7 +65,6 @@ impl FakeHost {
             "ovsdb-tool",
             "ovs-vsctl",
             "ovs-appctl",
-            "dpdk-devbind.py",
             "ip",
             "lspci",
         ] {
@@ -172,11 +171,18 @@ impl FakeHost {
         self.write(&pages_file(node), &pages.to_string());
     }
 
+    /// `scripts/NAME`, to run on this host.
+    pub fn command(&self, name: &str, arguments: &str) -> Command {
+        let mut command = script(name);
+        command
+            .env("HOST_ROOT", self.0.path())
+            .args(arguments.split_whitespace());
+        command
+    }
+
     /// Runs `scripts/NAME` on this host.
     pub fn script(&self, name: &str, arguments: &str) -> Said {
-        run(script(name)
-            .env("HOST_ROOT", self.0.path())
-            .args(arguments.split_whitespace()))
+        run(&mut self.command(name, arguments))
     }
 
     pub fn setup(&self, arguments: &str) -> Said {

@@ -1,5 +1,6 @@
 //! Attaching to a port: what works, and what a user reads where it does not.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -219,11 +220,13 @@ fn who_dawdles_is_parted_with() {
     dawdler.process().wait(Duration::from_secs(2));
 }
 
-/// Owner and group may connect, whatever the umask.
+/// Owner and group may connect, whatever the umask. The counters are the owner's.
 #[test]
 fn the_socket_is_not_for_others() {
     use std::os::unix::fs::MetadataExt;
     let switch = Switch::with_ports(&[1]);
-    let mode = std::fs::metadata(switch.attach_socket()).unwrap().mode();
-    assert_eq!(mode & 0o7777, 0o660);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!(mode(&switch.attach_socket()), 0o660);
+    let counters = format!("/dev/shm/{}.stats", switch.prefix());
+    assert_eq!(mode(Path::new(&counters)), 0o600);
 }

@@ -1,5 +1,8 @@
 //! `scripts/host-check`: what it finds on hosts of plain files, and that it finds its way on this one.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::Value;
 use vswitch_tests::fake_host::{FakeHost, Said, run, script};
 
@@ -272,6 +275,38 @@ fn this_host_is_told_in_lines_and_in_json() {
             .any(|n| n["page_kb"] == 2048 && n["total"].as_u64() > Some(0)),
         "{nodes:?}"
     );
+}
+
+/// The tree says which Rust builds it.
+#[test]
+fn a_rust_that_is_missing_or_too_old_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let tell = |cargo: Option<&str>| {
+        if let Some(version) = cargo {
+            let file = dir.path().join("cargo");
+            std::fs::write(&file, format!("#!/bin/sh\necho cargo {version}\n")).unwrap();
+            std::fs::set_permissions(&file, Permissions::from_mode(0o755)).unwrap();
+        }
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", dir.path().display());
+        let said = run(script("host-check")
+            .arg("--json")
+            .env("PATH", path)
+            .env("CARGO_HOME", dir.path()));
+        let report = parsed(&said);
+        let (state, text, fix) = check(&report, "program.cargo");
+        (state.to_owned(), format!("{text} {fix}"))
+    };
+    let (state, text) = tell(None);
+    assert!(
+        state == "warn" && text.contains("not installed") && text.contains("rustup"),
+        "{text}"
+    );
+    let (state, text) = tell(Some("1.63.0"));
+    assert!(
+        state == "warn" && text.contains("1.63.0: too old") && text.contains("rustup update"),
+        "{text}"
+    );
+    assert_eq!(tell(Some("1.999.0")).0, "ok");
 }
 
 #[test]

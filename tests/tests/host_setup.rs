@@ -1,7 +1,10 @@
 //! `scripts/host-setup`: what it decides and writes, on a host of plain files; and real hugepages.
 
+use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 
+use nix::pty::openpty;
 use vswitch_tests::fake_host::{FakeHost, run, script};
 use vswitch_tests::prerequisites;
 
@@ -130,6 +133,22 @@ fn it_asks_before() {
     assert_eq!(said.status, 2, "no terminal, no --yes");
     assert!(said.stderr.contains("--yes"), "{said:?}");
     assert_eq!(host.pages(0), 100);
+    for (answer, status, pages) in [("", 1, 100), ("n", 1, 100), ("yes", 0, 256)] {
+        let terminal = openpty(None, None).unwrap();
+        writeln!(fs::File::from(terminal.master.try_clone().unwrap()), "{answer}").unwrap();
+        let output = host
+            .command("host-setup", "--hugepages 512")
+            .stdin(terminal.slave)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(said.contains("node 0: 256 (now 100)"), "{answer:?}: {said}");
+        assert_eq!(
+            (output.status.code(), host.pages(0)),
+            (Some(status), pages),
+            "{answer:?}: {said}"
+        );
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use vswitch_common::port::message::Reason;
 use vswitch_common::stats::Counter;
 use vswitch_tests::bystanders::Bystanders;
 use vswitch_tests::frames::{BROADCAST, mac};
-use vswitch_tests::{Bare, Frame, Switch, pcap, wait};
+use vswitch_tests::{Bare, Frame, Switch, eventually, pcap, wait};
 
 /// Frames a second each way between the two that must not notice, and for how long.
 const PACE: u64 = 20_000;
@@ -295,8 +295,29 @@ fn one_that_persists_is_parted_with() {
             "{told}"
         );
         switch.wait_for_log("the client is detached");
+        assert_eq!(switch.count("dpdkr1", Counter::Evicted), 1);
         let ended = wait::within(Duration::from_secs(5), || hostile.process().ended().is_some());
         assert!(ended, "a process that has to go is ended if it does not go");
+    });
+}
+
+/// A few wrong entries at a time end the attachment as well, and the log says so ten times and not each second. The
+/// next one on the port begins anew.
+#[test]
+fn one_that_is_patient_is_parted_with_as_well() {
+    beside_traffic(|switch, hostile, _| {
+        let named = || switch.log().matches("wrong entries on its rings").count();
+        for n in 1..=5 {
+            hostile.push("tx", &[0xbad_f00d; 180]);
+            switch.wait_for_count("dpdkr1", Counter::RxBadMbuf, n * 180);
+            std::thread::sleep(Duration::from_millis(1100));
+        }
+        assert!((2..=4).contains(&named()), "{}", switch.log());
+        assert_eq!(switch.count("dpdkr1", Counter::Evicted), 0);
+        hostile.push("tx", &[0xbad_f00d; 180]);
+        switch.wait_for_log("1080 wrong ring entries; the client is detached");
+        assert!(hostile.ok("event 5000").starts_with("evicted "));
+        eventually("it is counted", || switch.count("dpdkr1", Counter::Evicted) == 1);
     });
 }
 

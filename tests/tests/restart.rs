@@ -126,6 +126,12 @@ fn a_killed_database_is_replaced() {
     a.assert_all(60_000);
     b.assert_all(60_000);
     frames_pass(&mut one, &mut three);
+    assert_eq!(
+        switch.log().matches("traffic goes on").count(),
+        1,
+        "{}",
+        switch.log()
+    );
     eventually("columns are written again", || {
         switch.get("Interface", "dpdkr3", "link_state") == "up"
     });

@@ -200,6 +200,8 @@ counters! {
     RxDropStorm = 28 "rx_drop_storm",
     /// More than the port's ingress policing lets in.
     RxDropPolicing = 29 "rx_drop_policing",
+    /// Times a client was detached for what it put on its rings.
+    Evicted = 30 "evicted",
 }
 
 impl Counter {

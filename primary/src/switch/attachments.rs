@@ -11,12 +11,13 @@ use vswitch_common::port::QUOTA;
 use vswitch_common::port::doorbell::{self, Bell, Ringer};
 use vswitch_common::port::layout::ClientStats;
 use vswitch_common::port::message::{Attached, Hello, QueueAddresses, Reason};
-use vswitch_common::stats::Counter;
+use vswitch_common::stats::{Counter, Segment};
 
 use super::clients::Claim;
 use super::{Backend, Switch};
 use crate::attach::{Admission, ClientId, Notice, Ports, Refused};
 use crate::datapath::client_port::Session;
+use crate::datapath::port::PortIndex;
 
 /// Finds a counter in a client's control block.
 type CounterOf = fn(&ClientStats) -> &AtomicU64;
@@ -31,26 +32,33 @@ const MIRRORED: &[(Counter, CounterOf)] = &[
     (Counter::GuestBrokenQueues, |s| &s.broken_virtqueues),
 ];
 
-/// Wrong ring entries within a second that end an attachment: no honest client hands in a single one.
+/// Wrong ring entries that end an attachment, however slowly they come: no honest client hands in a single one.
 const OFFENCES_TO_EVICT: u64 = 1000;
 
 impl Switch {
-    /// Once a second: names clients that hand in what is not theirs, and parts with those that go on.
+    /// Once a second: names clients that hand in what is not theirs, each time that is twice as much as before, and
+    /// parts with those that go on.
     pub(super) fn watch_clients(&mut self) {
         for (port, claim) in &mut self.clients.claims {
-            let total = |counter| self.parts.segment.total(claim.index.into(), counter);
-            let offences = total(Counter::RxBadMbuf) + total(Counter::RxBadRing);
-            let new = offences - std::mem::replace(&mut claim.offences, offences).min(offences);
-            if new >= OFFENCES_TO_EVICT {
-                let text = format!("port {port}: {new} wrong ring entries within a second");
+            let offences = offences(&self.parts.segment, claim.index).saturating_sub(claim.offences_before);
+            if offences < claim.named_at {
+                continue;
+            }
+            if offences < OFFENCES_TO_EVICT {
+                log::warn!(
+                    "port {port}: its client has put {offences} wrong entries on its rings; they were ignored"
+                );
+                claim.named_at = (2 * offences).min(OFFENCES_TO_EVICT);
+            } else {
+                let text = format!("port {port}: {offences} wrong ring entries");
                 log::warn!("{text}; the client is detached");
+                self.parts.stats.add(claim.index.into(), Counter::Evicted, 1);
                 let refused = Refused {
                     reason: Reason::Misbehaved,
                     text,
                 };
                 self.notices.push((claim.client, Notice::Evicted(refused)));
-            } else if new > 0 {
-                log::warn!("port {port}: its client put {new} wrong entries on its rings; they were ignored");
+                claim.named_at = u64::MAX;
             }
         }
     }
@@ -158,15 +166,14 @@ impl Ports for Switch {
             .map(|(m, (bell, ringer))| (m, bell, ringer));
         // SAFETY: the rings are this port's, just emptied, and there is no other session: the last one was released.
         let session = Arc::new(unsafe { Session::new(index, parts.collect()) });
-        let total = |counter| self.parts.segment.total(index.into(), counter);
-        let offences = total(Counter::RxBadMbuf) + total(Counter::RxBadRing);
         self.clients.claims.insert(
             hello.port,
             Claim {
                 client,
                 index,
                 session,
-                offences,
+                offences_before: offences(&self.parts.segment, index),
+                named_at: 1,
             },
         );
         // Before the answer: who reads it may send at once, and is found by what others send.
@@ -236,6 +243,12 @@ impl Ports for Switch {
             self.clients.free_if_unused(port);
         }
     }
+}
+
+/// Wrong ring entries that all clients of a port have handed in.
+fn offences(segment: &Segment, index: PortIndex) -> u64 {
+    let total = |counter| segment.total(index.into(), counter);
+    total(Counter::RxBadMbuf) + total(Counter::RxBadRing)
 }
 
 fn display(hello: &Hello) -> String {

@@ -108,8 +108,10 @@ pub struct Claim {
     /// The datapath index it was attached under; stays taken until the release.
     pub index: PortIndex,
     pub session: Arc<Session>,
-    /// Wrong ring entries that the port's client had handed in when it was last looked at.
-    pub offences: u64,
+    /// Wrong ring entries that the port's earlier clients had handed in.
+    pub offences_before: u64,
+    /// With so many of its own it is named in the log once more.
+    pub named_at: u64,
 }
 
 /// All ring ports' memory and clients, by ring port number.

@@ -189,7 +189,10 @@ impl KernelPort {
                 EthdevIo::tap(device, doorbells, &parts.clock)
             }
         };
-        let queue = io.doorbell(0).and_then(|fd| fd.try_clone_to_owned().ok());
+        let queue = match io.doorbell(0) {
+            Some(fd) => fd.try_clone_to_owned().ok(),
+            None => netdev::open_queue(request.name),
+        };
         let port = KernelPort {
             io: Arc::new(io),
             netdev: Netdev::new(request.name, queue),

@@ -8,8 +8,15 @@ use std::process::{Command, Stdio};
 
 use crate::programs;
 
-/// DPDK's plugins that the machine needs: the pool, the buses, the NICs' driver, and a device without hardware.
-const PLUGINS: &[&str] = &["mempool_ring", "bus_pci", "bus_vdev", "net_e1000", "net_null"];
+/// DPDK's plugins that the machine needs: the pool, the buses, the drivers of NICs and of ports in the kernel.
+const PLUGINS: &[&str] = &[
+    "mempool_ring",
+    "bus_pci",
+    "bus_vdev",
+    "net_e1000",
+    "net_virtio",
+    "net_tap",
+];
 
 /// Writes `initrd` with the programs laid over it to `target`.
 ///
@@ -25,7 +32,7 @@ pub fn lay_over(initrd: &Path, target: &Path) {
         sources.push(program);
     }
     for plugin in plugins() {
-        install(&plugin, &inside(root, &plugin));
+        install_plugin(root, &plugin);
         sources.push(plugin);
     }
     for library in libraries(&sources) {
@@ -107,6 +114,17 @@ fn libraries(files: &[PathBuf]) -> BTreeSet<PathBuf> {
         .filter(|word| word.starts_with('/') && !word.ends_with(':'))
         .map(PathBuf::from)
         .collect()
+}
+
+/// Puts a plugin among the libraries, and a link to it where EAL looks. As a file of its own it would be loaded beside the
+/// library that other plugins need, and both would register the same things.
+fn install_plugin(root: &Path, plugin: &Path) {
+    let name = fs::read_link(plugin).expect("a plugin is a link to its library");
+    let library = Path::new("/usr/lib/x86_64-linux-gnu").join(name);
+    install(plugin, &inside(root, &library));
+    let link = inside(root, plugin);
+    fs::create_dir_all(link.parent().expect("not the root")).expect("a directory in a new tree");
+    std::os::unix::fs::symlink(library, link).expect("a link in a new tree");
 }
 
 /// Puts `file` where it is wanted, without its debug information.

@@ -121,10 +121,17 @@ fn stats_interval(replica: &Replica) -> Duration {
 
 /// Why a transaction failed: an error for the whole, or one among the results of its operations.
 fn failure(result: &Value, error: &Value) -> Option<String> {
-    let describe = |e: &Value| match (e["error"].as_str(), e["details"].as_str()) {
-        (Some(kind), Some(details)) => format!("{kind}: {details}"),
-        (Some(kind), None) => kind.to_owned(),
-        _ => e.to_string().chars().take(200).collect(),
+    let describe = |e: &Value| {
+        let kind = match (e["error"].as_str(), e["details"].as_str()) {
+            (Some(kind), Some(details)) => format!("{kind}: {details}"),
+            (Some(kind), None) => kind.to_owned(),
+            _ => e.to_string().chars().take(200).collect(),
+        };
+        // What the server's kernel said to it, such as "No space left on device".
+        match e["io-error"].as_str() {
+            Some(cause) => format!("{kind} ({cause})"),
+            None => kind,
+        }
     };
     if !error.is_null() {
         return Some(describe(error));
@@ -250,6 +257,11 @@ mod tests {
         assert_eq!(
             failure(&json!([{}, null, {"error": "not owner"}]), &none),
             Some("not owner".into())
+        );
+        let full = json!({"error": "I/O error", "details": "conf.db: write failed", "io-error": "No space left on device"});
+        assert_eq!(
+            failure(&json!([{}, full]), &none),
+            Some("I/O error: conf.db: write failed (No space left on device)".into())
         );
         assert_eq!(failure(&none, &json!("unknown")), Some("\"unknown\"".into()));
         assert!(failure(&none, &none).is_some());

@@ -17,6 +17,7 @@ mod error;
 mod process;
 mod programs;
 mod pulse;
+mod repeats;
 mod root_row;
 mod supervisor;
 

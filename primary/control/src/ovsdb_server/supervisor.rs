@@ -7,6 +7,7 @@ use super::error::{MAX_SOCKET_PATH, SupervisorError};
 use super::process::child_setup;
 use super::programs::{complaint, find, find_schema, version};
 use super::pulse::Pulse;
+use super::repeats::Repeats;
 use super::root_row::{SystemInfo, initialise};
 use crate::ovsdb::Target;
 use crate::stream::connect_unix;
@@ -406,15 +407,18 @@ impl Server {
     }
 }
 
-/// Passes the server's warnings on to our log and keeps the last of them.
+/// Passes the server's warnings on to our log, each once while it lasts, and keeps the last of them.
 fn listen(stderr: impl BufRead, said: &Mutex<VecDeque<String>>) {
+    let mut repeats = Repeats::default();
     for line in stderr.split(b'\n') {
         let Ok(line) = line else { return };
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         if line.is_empty() {
             continue;
         }
-        log::warn!(target: "ovsdb_server", "{line}");
+        if repeats.is_news(&line, Instant::now()) {
+            log::warn!(target: "ovsdb_server", "{line}");
+        }
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
         if said.len() == KEPT_LINES {
             said.pop_front();

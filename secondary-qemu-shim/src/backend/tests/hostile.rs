@@ -31,8 +31,6 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// Descriptors where none belong, none where some belong, more than any message has, and what is not what it should
-/// be. The message library would wait for ever for a header that came with more than 32.
 /// Signalling it would write into the file, which may be the guest's memory.
 #[test]
 fn a_file_in_place_of_an_event_ends_the_connection_unwritten() {
@@ -51,6 +49,8 @@ fn a_file_in_place_of_an_event_ends_the_connection_unwritten() {
     }
 }
 
+/// Descriptors where none belong, none where some belong, more than any message has, and what is not what it should
+/// be. The message library would wait for ever for a header that came with more than 32.
 #[test]
 fn wrong_descriptors_end_the_connection_and_are_closed() {
     let mut session = Session::new(1);

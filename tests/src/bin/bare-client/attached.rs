@@ -102,7 +102,16 @@ impl Client {
         Ok(count.to_string())
     }
 
-    pub fn receive(&mut self, mut words: Words<'_>) -> Result<String, String> {
+    pub fn receive(&mut self, words: Words<'_>) -> Result<String, String> {
+        self.arrivals(words, text_of)
+    }
+
+    pub fn checksums(&mut self, words: Words<'_>) -> Result<String, String> {
+        self.arrivals(words, |mbuf| format!("{:?}", mbuf.checksum()))
+    }
+
+    /// A word on each frame that comes.
+    fn arrivals(&mut self, mut words: Words<'_>, word: impl Fn(&Mbuf) -> String) -> Result<String, String> {
         let (count, ms): (usize, u64) = (words.number()?, words.number()?);
         let until = Instant::now() + Duration::from_millis(ms);
         let mut texts = Vec::new();
@@ -112,7 +121,7 @@ impl Client {
                 one.clear();
                 queue.receive(&mut one);
                 let Some(mbuf) = one.first() else { continue };
-                texts.push(text_of(mbuf));
+                texts.push(word(mbuf));
                 queue.release(&mut one);
                 break;
             }

@@ -6,6 +6,7 @@
 //! | `attach SOCKET PORT QUEUES NAME` | attaches as every client does |
 //! | `send QUEUE FRAME...` | sends frames (hexadecimal, `/START+OFFSET` for a half-done checksum) |
 //! | `receive COUNT MS` | up to COUNT frames that come within MS |
+//! | `checksums COUNT MS` | the same, but what is known of their checksums in place of the frames |
 //! | `traffic KEY=VALUE...` | a run of numbered frames, see [`traffic`] |
 //! | `load KEY=VALUE...`, `stop` | numbered frames until told to stop, see [`load`] |
 //! | `hog` | eats memory from now on, until that kills it |
@@ -76,6 +77,7 @@ impl Client {
             "attach" => self.attach(words),
             "send" => self.send(words),
             "receive" => self.receive(words),
+            "checksums" => self.checksums(words),
             "traffic" => self.traffic(words),
             "load" => self.load(words),
             "stop" => Ok(String::new()),
