@@ -175,7 +175,7 @@ counters! {
     Learned = 19 "learned",
     /// Times a client attached.
     Attached = 20 "attached",
-    /// Client side: guest frames longer than an mbuf.
+    /// Client side: guest frames longer than a frame may be (68 KiB).
     GuestTxTooLong = 21 "guest_tx_too_long",
     /// Client side: guest frames with a header that lies or asks for what was not negotiated.
     GuestTxBadHeader = 22 "guest_tx_bad_header",
@@ -193,6 +193,10 @@ counters! {
     RxDropStorm = 28 "rx_drop_storm",
     /// More than the port's ingress policing lets in.
     RxDropPolicing = 29 "rx_drop_policing",
+    /// Client side: frames from the guest that are to be cut where a port can't take them whole (TSO, USO).
+    GuestTxLarge = 30 "guest_tx_large",
+    /// Client side: such frames that the guest got whole.
+    GuestRxLarge = 31 "guest_rx_large",
 }
 
 impl Counter {

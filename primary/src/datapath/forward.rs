@@ -6,12 +6,14 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::ethdev::{Ethdev, Offloads};
+use vswitch_common::mbuf::Mbuf;
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
 use super::chain::Released;
 use super::clock::Moment;
+use super::gso;
 use super::ledger::Ledger;
 use super::mac_table::{Key, Source};
 use super::offload;
@@ -214,28 +216,63 @@ impl Forwarder {
         if !inserts_tag && !retag(&mut frame, tag, vlan, egress) {
             return self.drop_frame(frame, index, Counter::TxDropHeadroom);
         }
-        if frame.frame_len() > target.max_frame {
+        if !gso::fits(&frame, target.max_frame) {
             return self.drop_frame(frame, index, Counter::TxDropTooLong);
         }
-        let chains = match &target.io {
-            Io::Down => return self.drop_frame(frame, index, Counter::TxDropDown),
-            Io::Client(_) => false,
+        let tag = inserts_tag.then_some(vlan);
+        match &target.io {
+            Io::Down => self.drop_frame(frame, index, Counter::TxDropDown),
+            Io::Client(_) => self.put(target, frame),
             Io::Ethdev(io) => {
-                if matches!(from.io, Io::Client(_)) {
-                    offload::ready_for_driver(&mut frame, &self.ledger, io.device.offloads());
+                let offloads = io.device.offloads();
+                if frame.is_large() {
+                    if !offload::leave_to_nic(&mut frame, offloads) {
+                        return self.cut(from, target, frame, offloads, tag);
+                    }
+                } else if matches!(from.io, Io::Client(_)) {
+                    offload::ready_for_driver(&mut frame, &self.ledger, offloads);
                 }
-                io.device.offloads().tx_chains
+                self.output_to_device(target, frame, offloads, tag);
             }
-        };
-        if frame.segment_count() > 1 && !chains {
+        }
+    }
+
+    /// Puts `frame`, which is fit for its driver, into the batch of the device `target`, to get `tag` there if one is named.
+    #[inline]
+    fn output_to_device(&mut self, target: &Port, mut frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
+        if frame.segment_count() > 1 && !offloads.tx_chains {
             match self.ledger.flatten(frame) {
                 Some(flat) => frame = flat,
-                None => return self.stats.add(index, Counter::TxDropTooLong, 1),
+                None => return self.stats.add(target.index.into(), Counter::TxDropTooLong, 1),
             }
         }
-        if inserts_tag {
-            frame.request_tag(vlan);
+        if let Some(tci) = tag {
+            frame.request_tag(tci);
         }
+        self.put(target, frame);
+    }
+
+    /// Cuts a large frame for the device `target`. Its segments count as so many copies.
+    #[cold]
+    fn cut(&mut self, from: &Port, target: &Port, frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
+        let ledger = Arc::clone(&self.ledger);
+        let index = usize::from(target.index);
+        let count = gso::cut(&ledger, frame, |segment| match segment {
+            Some(mut segment) => {
+                offload::ready_for_driver(&mut segment, &ledger, offloads);
+                self.output_to_device(target, segment, offloads, tag);
+            }
+            None => self.stats.add(index, Counter::TxDropNoBuffer, 1),
+        });
+        match count {
+            0 => self.stats.add(index, Counter::TxDropTooLong, 1),
+            n => self.stats.add(from.index.into(), Counter::RxCopies, n as u64 - 1),
+        }
+    }
+
+    #[inline]
+    fn put(&mut self, target: &Port, frame: Mbuf) {
+        let index = usize::from(target.index);
         let batch = &mut self.batches[index];
         if batch.is_empty() {
             self.pending.push(target.index);
@@ -283,23 +320,19 @@ impl Forwarder {
                 (sent.frames, sent.bytes, full(sent.over_quota))
             }
             Io::Ethdev(io) => {
-                let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.frame_len() as u64).collect();
-                for (i, chain) in batch
-                    .iter_mut()
-                    .enumerate()
-                    .filter(|(_, f)| f.segment_count() > 1)
-                {
-                    self.chains.push((i, self.ledger.release_chain(chain)));
-                }
                 let (queue, lock) = io.tx_queue(self.thread);
+                if batch.iter().any(|frame| frame.segment_count() > 1) {
+                    release_chains(&self.ledger, &io.device, queue, batch, &mut self.chains);
+                }
+                let lengths: ArrayVec<u64, BURST> = batch.iter().map(|f| f.frame_len() as u64).collect();
                 {
                     let _sending = lock.lock();
                     io.device.send(queue, batch);
                 }
-                let sent = total - batch.len();
+                let sent = lengths.len() - batch.len();
                 let refused = self.chains.drain(..).filter(|(i, _)| *i >= sent);
                 refused.for_each(|(_, rest)| self.ledger.free_refused(&rest));
-                self.ledger.free_all(batch);
+                self.ledger.free_singles(batch);
                 (sent, lengths[..sent].iter().sum(), Counter::TxDropFull)
             }
             Io::Down => {
@@ -312,6 +345,30 @@ impl Forwarder {
         if sent < total {
             self.stats.add(index, reason, (total - sent) as u64);
         }
+    }
+}
+
+/// Makes the chains of a batch fit for `device`, and takes those out that it can't send.
+#[cold]
+fn release_chains(
+    ledger: &Ledger,
+    device: &Ethdev,
+    queue: u16,
+    batch: &mut Batch,
+    chains: &mut Vec<(usize, Released)>,
+) {
+    let mut index = 0;
+    while let Some(frame) = batch.get_mut(index) {
+        if frame.segment_count() > 1 {
+            let rest = ledger.release_chain(frame);
+            if !device.prepare(queue, frame) {
+                ledger.free_refused(&rest);
+                ledger.free_singles(&mut ArrayVec::from([batch.remove(index)]));
+                continue;
+            }
+            chains.push((index, rest));
+        }
+        index += 1;
     }
 }
 
@@ -364,7 +421,6 @@ fn retag(frame: &mut Mbuf, tag: Option<Tag>, vlan: u16, egress: Egress) -> bool 
 const ADDRESSES: usize = 12;
 
 fn push_tag(frame: &mut Mbuf, tag: Tag) -> bool {
-    let checksum = frame.checksum();
     if !frame.extend_front(parse::TAG_LEN) {
         return false;
     }
@@ -378,12 +434,11 @@ fn push_tag(frame: &mut Mbuf, tag: Tag) -> bool {
     head.copy_within(parse::TAG_LEN.., 0);
     let [high, low] = tag.0.to_be_bytes();
     head[ADDRESSES..].copy_from_slice(&[0x81, 0, high, low]);
-    shift_checksum(frame, checksum, parse::TAG_LEN as i32);
+    frame.shift_offloads(parse::TAG_LEN as i16);
     true
 }
 
 fn pop_tag(frame: &mut Mbuf) -> bool {
-    let checksum = frame.checksum();
     let Some(head) = frame
         .data_mut()
         .first_chunk_mut::<{ ADDRESSES + parse::TAG_LEN }>()
@@ -394,14 +449,6 @@ fn pop_tag(frame: &mut Mbuf) -> bool {
     if !frame.trim_front(parse::TAG_LEN) {
         return false;
     }
-    shift_checksum(frame, checksum, -(parse::TAG_LEN as i32));
+    frame.shift_offloads(-(parse::TAG_LEN as i16));
     true
-}
-
-/// Moves the place of a half-done checksum along with the bytes.
-fn shift_checksum(frame: &mut Mbuf, checksum: Checksum, by: i32) {
-    if let Checksum::Partial { start, offset } = checksum {
-        let start = (i32::from(start) + by).clamp(0, i32::from(u16::MAX)) as u16;
-        frame.set_checksum(Checksum::Partial { start, offset });
-    }
 }

@@ -4,8 +4,8 @@
 pub mod chain;
 pub mod client_port;
 pub mod clock;
-pub mod csum;
 pub mod forward;
+pub mod gso;
 pub mod ledger;
 pub mod limit;
 pub mod mac_table;
