@@ -75,6 +75,7 @@ impl Client {
         match words.next()? {
             "attach" => self.attach(words),
             "send" => self.send(words),
+            "send-large" => self.send_large(words),
             "receive" => self.receive(words),
             "traffic" => self.traffic(words),
             "load" => self.load(words),
