@@ -125,6 +125,12 @@ impl Mbuf {
         (off, len.min(BUF_LEN - off))
     }
 
+    /// The bytes of a frame of one segment; `None`: it has more.
+    #[inline]
+    pub fn single(&self) -> Option<&[u8]> {
+        (self.segment_count() <= 1).then(|| self.data())
+    }
+
     /// Bytes in this segment.
     #[inline]
     #[allow(clippy::len_without_is_empty)]
@@ -543,10 +549,28 @@ impl Mbuf {
         true
     }
 
-    /// Starts loading the header into the cache.
+    /// Is this a frame of one segment as [`Mbuf::set_frame`] makes it? Then nothing needs to be written to its header, whose
+    /// cache line may be another core's.
     #[inline]
-    pub fn prefetch_header(address: usize) {
+    pub fn is_sound(&self) -> bool {
+        let m = self.0.as_ptr();
+        // SAFETY: loads from the header of a mapped mbuf.
+        let (off, len, whole, flags) = unsafe {
+            (
+                usize::from((&raw const (*m).data_off).read_volatile()),
+                usize::from((&raw const (*m).data_len).read_volatile()),
+                (&raw const (*m).pkt_len).read_volatile() as usize,
+                (&raw const (*m).ol_flags).read_volatile(),
+            )
+        };
+        self.segment_count() == 1 && off + len <= BUF_LEN && len == whole && flags & !CKSUM_PARTIAL == 0
+    }
+
+    /// Starts loading the header of the mbuf at `address`, and the first bytes of a frame right behind its headroom.
+    #[inline]
+    pub fn prefetch_at(address: usize) {
         prefetch(address as *const u8);
+        prefetch(Self::buffer_address(address).wrapping_add(HEADROOM) as *const u8);
     }
 
     /// Starts loading the first cache line of a frame that begins right behind the headroom.

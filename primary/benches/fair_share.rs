@@ -18,7 +18,7 @@ use dpdk_vswitchd::datapath::clock::{Clock, tsc};
 use dpdk_vswitchd::datapath::ledger::Ledger;
 use dpdk_vswitchd::datapath::mac_table::MacTable;
 use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, Port};
-use dpdk_vswitchd::datapath::snapshot::{Bridge, Publisher, RxQueue, Snapshot};
+use dpdk_vswitchd::datapath::snapshot::{Assigned, Bridge, Publisher, RxQueue, Snapshot};
 use dpdk_vswitchd::datapath::vlan::VlanPolicy;
 use dpdk_vswitchd::pmds::{MAX_PMDS, Pmds};
 use nix::time::ClockId;
@@ -300,7 +300,10 @@ fn start(pmd: usize, clients_cpu: usize) -> (Bench, Pmds) {
         ports: (0..PORTS as u16).collect(),
         forward_reserved: false,
     });
-    let polled = (0..PORTS as u16).map(|port| RxQueue { port, queue: 0 });
+    let polled = (0..PORTS as u16).map(|port| Assigned {
+        queue: RxQueue { port, queue: 0 },
+        busy: Arc::default(),
+    });
     snapshot.polled = vec![polled.collect()];
     let mut pmds = Pmds::new(eal, publisher.clone(), ledger, segment.clone(), clock, vec![pmd]);
     pmds.configure(Some(&[pmd]));

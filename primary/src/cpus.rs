@@ -72,6 +72,16 @@ pub fn allowed() -> Vec<usize> {
         .clone()
 }
 
+/// The NUMA node of `cpu`; 0 where the kernel tells of none.
+pub fn node(cpu: usize) -> usize {
+    let entries = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}"));
+    let names = entries.into_iter().flatten().flatten().map(|e| e.file_name());
+    names
+        .filter_map(|name| name.to_str()?.strip_prefix("node")?.parse().ok())
+        .next()
+        .unwrap_or(0)
+}
+
 /// Pins thread `tid` (0: the calling one) to `cpus`.
 pub fn pin(tid: u32, cpus: &[usize]) -> nix::Result<()> {
     let mut set = CpuSet::new();

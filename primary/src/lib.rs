@@ -7,6 +7,7 @@
 //! | [`switch`] | bridges and ports as configured, and who is attached to them |
 //! | [`attach`] | the attach socket: clients that come, wait, attach and die |
 //! | [`pmds`] | starting, pinning and stopping the PMD threads |
+//! | [`rxq`] | which of them polls which receive queue |
 //! | [`datapath`] | the fast path |
 //! | [`screen`] | counters as text |
 //! | [`detach`], [`notify`] | `--detach`, and the service manager |
@@ -21,5 +22,6 @@ pub mod eal_config;
 pub mod memory;
 pub mod notify;
 pub mod pmds;
+pub mod rxq;
 pub mod screen;
 pub mod switch;

@@ -5,10 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use vswitch_common::eal::Eal;
-use vswitch_common::stats::{PortBlock, Segment};
+use vswitch_common::stats::{PortBlock, Segment, ThreadSnapshot};
 
 use crate::cpus;
-use crate::datapath::clock::Clock;
+use crate::datapath::clock::{Clock, tsc};
 use crate::datapath::ledger::Ledger;
 use crate::datapath::pmd::{Control, Pmd};
 use crate::datapath::snapshot::Publisher;
@@ -35,6 +35,8 @@ struct Thread {
     control: Arc<Control>,
     lcore: u32,
     cpu: Option<usize>,
+    /// What it had counted when its statistics were cleared, and the timestamp counter of that moment.
+    cleared: (ThreadSnapshot, u64),
 }
 
 impl Pmds {
@@ -65,9 +67,30 @@ impl Pmds {
         self.running.len()
     }
 
-    /// The CPU that thread `thread` is pinned to.
-    pub fn cpu(&self, thread: usize) -> Option<usize> {
-        self.running.get(thread)?.cpu
+    /// The CPU that each running thread is pinned to.
+    pub fn cpus(&self) -> Vec<Option<usize>> {
+        self.running.iter().map(|t| t.cpu).collect()
+    }
+
+    /// What thread `thread` has counted, and others of that number before it.
+    pub fn counters(&self, thread: usize) -> ThreadSnapshot {
+        // Number 0 of the counters is the control thread.
+        self.segment.thread(thread + 1)
+    }
+
+    /// What thread `thread` has counted since its statistics were cleared or it came to its CPU, and how long that is.
+    pub fn statistics(&self, thread: usize) -> (ThreadSnapshot, Duration) {
+        let (before, ticks) = &self.running[thread].cleared;
+        let seconds = tsc().wrapping_sub(*ticks) as f64 / self.clock.hz() as f64;
+        (
+            self.counters(thread).since(before),
+            Duration::from_secs_f64(seconds),
+        )
+    }
+
+    /// Begins the statistics of thread `thread` anew.
+    pub fn clear_statistics(&mut self, thread: usize) {
+        self.running[thread].cleared = (self.counters(thread), tsc());
     }
 
     /// Kernel thread id of thread `thread`.
@@ -112,7 +135,9 @@ impl Pmds {
                     cpus::show(&set)
                 );
             }
-            thread.cpu = cpu;
+            if std::mem::replace(&mut thread.cpu, cpu) != cpu {
+                self.clear_statistics(number);
+            }
         }
         self.segment.set_threads(self.running.len() + 1);
         log::info!("{} PMD thread(s) run", self.running.len());
@@ -144,6 +169,7 @@ impl Pmds {
             control,
             lcore,
             cpu: None,
+            cleared: (self.counters(number), tsc()),
         })
     }
 

@@ -103,7 +103,14 @@ pub struct ThreadStats {
     pub bursts: AtomicU64,
     /// Times it went to sleep.
     pub sleeps: AtomicU64,
-    reserved: [AtomicU64; 10],
+    /// Frames sent, and the batches that they left in.
+    pub sent_packets: AtomicU64,
+    pub sent_batches: AtomicU64,
+    /// Rounds of polls that found nothing.
+    pub idle_rounds: AtomicU64,
+    /// Ticks spent asleep.
+    pub sleep_cycles: AtomicU64,
+    reserved: [AtomicU64; 6],
 }
 
 /// A port's counters as one thread counts them; see [`Counter`].

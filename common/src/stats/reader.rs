@@ -1,7 +1,7 @@
 //! The reader's side of the stats segment: any process, no DPDK, never in the switch's way.
 
 use std::ptr::NonNull;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use shared_memory::{Shmem, ShmemConf};
 use vswitch_sync::seqlock;
@@ -38,7 +38,7 @@ pub struct PortSnapshot {
 }
 
 /// A thread's own counters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ThreadSnapshot {
     pub cpu: Option<usize>,
     pub busy_cycles: u64,
@@ -46,6 +46,48 @@ pub struct ThreadSnapshot {
     pub packets: u64,
     pub bursts: u64,
     pub sleeps: u64,
+    pub sent_packets: u64,
+    pub sent_batches: u64,
+    pub idle_rounds: u64,
+    pub sleep_cycles: u64,
+}
+
+impl From<&layout::ThreadStats> for ThreadSnapshot {
+    fn from(stats: &layout::ThreadStats) -> ThreadSnapshot {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ThreadSnapshot {
+            cpu: (get(&stats.cpu) as usize).checked_sub(1),
+            busy_cycles: get(&stats.busy_cycles),
+            idle_cycles: get(&stats.idle_cycles),
+            packets: get(&stats.packets),
+            bursts: get(&stats.bursts),
+            sleeps: get(&stats.sleeps),
+            sent_packets: get(&stats.sent_packets),
+            sent_batches: get(&stats.sent_batches),
+            idle_rounds: get(&stats.idle_rounds),
+            sleep_cycles: get(&stats.sleep_cycles),
+        }
+    }
+}
+
+impl ThreadSnapshot {
+    /// What was counted since `earlier`.
+    #[must_use]
+    pub fn since(&self, earlier: &ThreadSnapshot) -> ThreadSnapshot {
+        let more = |of: fn(&ThreadSnapshot) -> u64| of(self).wrapping_sub(of(earlier));
+        ThreadSnapshot {
+            cpu: self.cpu,
+            busy_cycles: more(|t| t.busy_cycles),
+            idle_cycles: more(|t| t.idle_cycles),
+            packets: more(|t| t.packets),
+            bursts: more(|t| t.bursts),
+            sleeps: more(|t| t.sleeps),
+            sent_packets: more(|t| t.sent_packets),
+            sent_batches: more(|t| t.sent_batches),
+            idle_rounds: more(|t| t.idle_rounds),
+            sleep_cycles: more(|t| t.sleep_cycles),
+        }
+    }
 }
 
 impl PortSnapshot {
@@ -138,14 +180,7 @@ impl Reader {
                     .collect(),
             })
             .collect();
-        let threads = layout.threads.iter().take(threads).map(|t| ThreadSnapshot {
-            cpu: (t.cpu.load(Ordering::Relaxed) as usize).checked_sub(1),
-            busy_cycles: t.busy_cycles.load(Ordering::Relaxed),
-            idle_cycles: t.idle_cycles.load(Ordering::Relaxed),
-            packets: t.packets.load(Ordering::Relaxed),
-            bursts: t.bursts.load(Ordering::Relaxed),
-            sleeps: t.sleeps.load(Ordering::Relaxed),
-        });
+        let threads = layout.threads.iter().take(threads).map(ThreadSnapshot::from);
         Ok(Snapshot {
             pid: header.pid.load(Ordering::Relaxed),
             tsc_hz: header.tsc_hz.load(Ordering::Relaxed),
@@ -203,6 +238,11 @@ mod tests {
         b.add(3, Counter::RxPackets, 7);
         b.add(3, Counter::RxDropVlan, 2);
         b.thread().burst(7, 700);
+        b.thread().sent(6);
+        let before = segment.thread(1);
+        b.thread().sent(4);
+        b.thread().idle(50);
+        b.thread().slept(900);
 
         let reader = Reader::open(&prefix).unwrap();
         let seen = reader.snapshot().unwrap();
@@ -213,7 +253,18 @@ mod tests {
             (seen.ports[0].dropped(true), seen.ports[0].dropped(false)),
             (2, 0)
         );
-        assert_eq!((seen.threads[1].packets, seen.threads[1].busy_cycles), (7, 700));
+        let thread = &seen.threads[1];
+        assert_eq!((thread.packets, thread.busy_cycles), (7, 700));
+        assert_eq!((thread.sent_packets, thread.sent_batches), (10, 2));
+        let later = ThreadSnapshot {
+            sent_packets: 4,
+            sent_batches: 1,
+            idle_cycles: 50,
+            idle_rounds: 1,
+            sleep_cycles: 900,
+            ..ThreadSnapshot::default()
+        };
+        assert_eq!(thread.since(&before), later);
 
         segment.set_port(3, None);
         assert!(reader.snapshot().unwrap().ports.is_empty());

@@ -10,7 +10,7 @@ use shared_memory::{Shmem, ShmemConf, ShmemError};
 use vswitch_sync::seqlock;
 
 use super::layout::{self, Counter, Layout, MAX_PORTS, MAX_THREADS, PortEntry};
-use super::{StatsError, segment_name};
+use super::{StatsError, ThreadSnapshot, segment_name};
 
 /// The segment, owned by the switch and removed with it.
 pub struct Segment {
@@ -138,6 +138,11 @@ impl Segment {
             .sum()
     }
 
+    /// What thread `thread` has counted so far.
+    pub fn thread(&self, thread: usize) -> ThreadSnapshot {
+        ThreadSnapshot::from(&self.layout().threads[thread])
+    }
+
     /// Publishes the pool's fill and the time of the look.
     pub fn set_pool(&self, size: u64, free: u64) {
         let header = &self.layout().header;
@@ -228,15 +233,28 @@ impl ThreadBlock<'_> {
         add(&self.0.busy_cycles, cycles);
     }
 
-    /// Polls that found nothing, in all `cycles`.
+    /// A round of polls that found nothing, in all `cycles`.
     #[inline]
     pub fn idle(&self, cycles: u64) {
+        add(&self.0.idle_rounds, 1);
         add(&self.0.idle_cycles, cycles);
+    }
+
+    /// A batch of `packets` frames that left by a port.
+    #[inline]
+    pub fn sent(&self, packets: u64) {
+        add(&self.0.sent_packets, packets);
+        add(&self.0.sent_batches, 1);
     }
 
     /// Went to sleep once.
     pub fn sleep(&self) {
         add(&self.0.sleeps, 1);
+    }
+
+    /// Sleep, and what it takes to fall asleep and wake up, in all `cycles`.
+    pub fn slept(&self, cycles: u64) {
+        add(&self.0.sleep_cycles, cycles);
     }
 
     /// The CPU it is pinned to.

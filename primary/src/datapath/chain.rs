@@ -103,20 +103,10 @@ impl Ledger {
         rest
     }
 
-    /// Makes a frame `owner`'s, links and all, before its address goes onto the client's ring. Says how many mbufs it has.
-    #[inline]
-    pub fn give_frame(&self, frame: &mut Mbuf, owner: Owner) -> u32 {
-        let segments = if frame.segment_count() > 1 {
-            self.give_rest(frame, owner)
-        } else {
-            0
-        };
-        self.give(frame, owner);
-        1 + segments
-    }
-
+    /// Makes a frame's later segments `owner`'s, and the links right, before the first one's address goes onto the client's
+    /// ring. Says how many there are.
     #[cold]
-    fn give_rest(&self, frame: &mut Mbuf, owner: Owner) -> u32 {
+    pub fn give_rest(&self, frame: &mut Mbuf, owner: Owner) -> u32 {
         let rest = self.unchain(frame);
         self.link(frame, &rest, owner);
         rest.len() as u32

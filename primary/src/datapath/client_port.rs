@@ -154,12 +154,12 @@ impl Queue {
         match half.tx.dequeue(&mut entries[..want]) {
             Ok(0) => {}
             Ok(n) => {
-                let entries = &entries[..n];
-                entries.iter().for_each(|&a| ledger.prefetch(a));
-                for (i, &address) in entries.iter().enumerate() {
-                    if let Some(&next) = entries.get(i + 4) {
-                        Mbuf::prefetch_header(next);
-                    }
+                // The client has just written both on another core.
+                for &address in &entries[..n] {
+                    ledger.prefetch(address);
+                    Mbuf::prefetch_at(address);
+                }
+                for &address in &entries[..n] {
                     let (frame, taken) = ledger.take_frame(address, self.owner);
                     returned += taken;
                     match frame {
@@ -219,12 +219,13 @@ impl Queue {
         let level = (ALLOC_RING_SIZE - 1) as usize - half.alloc.free()?;
         let missing = ALLOC_LEVEL.saturating_sub(level);
         // Small top-ups are left for later, so that a burst moves whole cache lines.
-        if missing < BURST && level >= ALLOC_LEVEL / 2 {
+        if missing < BURST && level >= ALLOC_LEVEL / 2 && half.recycled.len() <= BURST {
             return Ok(());
         }
         let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
         let give = missing.min(2 * BURST).min(quota_left);
-        if half.recycled.len() < give {
+        // What comes from the pool comes in bursts, too.
+        if half.recycled.len() < give && missing >= BURST {
             let more = give - half.recycled.len();
             ledger.pool().alloc_n(&mut half.recycled, more);
         }
@@ -266,30 +267,32 @@ impl Queue {
         }
     }
 
-    /// Hands `frames` to the client, in order, and empties the list; what does not fit is freed. Returns how many
-    /// were handed over and how many of the rest its quota kept from it.
+    /// Hands `frames` to the client, in order; what does not fit stays in the list. `chains`: there may be some among them.
     #[inline]
-    pub fn send<const N: usize>(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, N>) -> Sent {
+    pub fn send<const N: usize>(
+        &self,
+        ledger: &Ledger,
+        frames: &mut ArrayVec<Mbuf, N>,
+        chains: bool,
+    ) -> Sent {
+        let total = frames.len();
         let mut sending = self.sending.lock();
         let free = sending.free().unwrap_or(0);
         let mut room = self.room(free);
-        if frames.iter().any(|frame| frame.segment_count() > 1) {
+        if chains {
             room.keep_to_quota(frames, QUOTA.saturating_sub(self.owned()));
         }
-        let count = frames.len().min(room.frames);
-        let mut sent = Sent {
-            frames: count,
-            bytes: 0,
-            over_quota: room.over_quota,
-        };
-        let scarce = count < frames.len();
+        let count = total.min(room.frames);
+        let scarce = count < total;
         if self.scarce.load(Ordering::Relaxed) != scarce {
             self.scarce.store(scarce, Ordering::Relaxed);
         }
-        let mut mbufs = 0;
+        let mut mbufs = count as u32;
         for frame in &mut frames[..count] {
-            sent.bytes += frame.frame_len() as u64;
-            mbufs += ledger.give_frame(frame, self.owner);
+            if chains {
+                mbufs += ledger.give_rest(frame, self.owner);
+            }
+            ledger.give(frame, self.owner);
         }
         if count > 0 {
             let given = &self.given_frames;
@@ -303,8 +306,10 @@ impl Queue {
             drop(sending);
             self.wake_client();
         }
-        ledger.free_all(frames);
-        sent
+        Sent {
+            over_quota: room.over_quota,
+            ..Sent::all_but(frames, total)
+        }
     }
 
     /// Mbufs that the client has of this queue pair's share.
@@ -373,11 +378,24 @@ impl Room {
     }
 }
 
-/// What [`Queue::send`] did.
+/// What became of frames that were to leave.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Sent {
     pub frames: usize,
-    pub bytes: u64,
+    /// Bytes of those that were not sent.
+    pub left_bytes: usize,
     /// The rest was kept back by the client's share of the pool, not by a full ring.
     pub over_quota: bool,
+}
+
+impl Sent {
+    /// Of `total` frames those in `left` were not sent.
+    #[inline]
+    pub fn all_but<const N: usize>(left: &ArrayVec<Mbuf, N>, total: usize) -> Sent {
+        Sent {
+            frames: total - left.len(),
+            left_bytes: left.iter().map(Mbuf::frame_len).sum(),
+            over_quota: false,
+        }
+    }
 }

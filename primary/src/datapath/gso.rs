@@ -9,14 +9,9 @@ use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
 use super::chain::Rest;
 use super::ledger::{Ledger, Owner};
 
-/// May a frame leave by a port whose longest frame has `max_frame` bytes? A large one may if its segments may.
-#[inline]
-pub fn fits(frame: &Mbuf, max_frame: usize) -> bool {
-    frame.frame_len() <= max_frame || frame.is_large() && segments_fit(frame, max_frame)
-}
-
+/// May a frame that is longer than `max_frame` bytes leave by a port of that limit? A large one may if its segments may.
 #[cold]
-fn segments_fit(frame: &Mbuf, max_frame: usize) -> bool {
+pub fn segments_fit(frame: &Mbuf, max_frame: usize) -> bool {
     frame.segmentation().is_some_and(|s| s.longest() <= max_frame)
 }
 

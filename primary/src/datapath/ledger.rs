@@ -152,6 +152,9 @@ impl Ledger {
         let Some(mut first) = self.take(address, owner) else {
             return (None, 0);
         };
+        if first.is_sound() {
+            return (Some(first), 1);
+        }
         if !first.is_plain() {
             return self.take_chain(first, owner);
         }

@@ -1,7 +1,8 @@
 //! The learning table of a bridge: (VLAN, MAC) to port, built for bursts.
 //!
-//! Buckets are one cache line: four entries of two words. A key has two candidate buckets; nearly every look-up ends
-//! in the first, which the caller prefetches. Look-ups take no lock and write nothing, except that a source seen in
+//! Buckets are one cache line: four keys, then their four values. A key has two candidate buckets; nearly every look-up
+//! ends in the first, which [`Reader::prefetch`] loads. Which of the four keys it is can't be predicted, so a bucket is
+//! searched without a branch for each. Look-ups take no lock and write nothing, except that a source seen in
 //! a new second updates its entry's time. Inserting, moving and evicting happen under one lock, off the common path.
 //!
 //! A reader that meets an entry while it is replaced sees either key with either value at worst for that one frame;
@@ -25,8 +26,8 @@ pub const DEFAULT_SIZE: usize = 8192;
 pub const LEAST_SIZE: usize = 10;
 pub const GREATEST_SIZE: usize = 1_000_000;
 
-/// (VLAN, MAC) as the table keeps it; never zero.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// (VLAN, MAC) as the table keeps it. The default is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Key(u64);
 
 impl Key {
@@ -38,18 +39,16 @@ impl Key {
         Key(Self::USED | u64::from(vlan & 0x0fff) << 48 | mac.bits())
     }
 
-    fn mac(self) -> Mac {
+    /// The address.
+    #[inline]
+    pub fn mac(self) -> Mac {
         Mac::from_bits(self.0)
     }
 
-    fn vlan(self) -> u16 {
-        (self.0 >> 48) as u16 & 0x0fff
-    }
-
+    /// The VLAN's id.
     #[inline]
-    fn hash(self, seed: u64) -> u64 {
-        let h = (self.0 ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (h ^ h >> 32).wrapping_mul(0xd6e8_feb8_6659_fd93)
+    pub fn vlan(self) -> u16 {
+        (self.0 >> 48) as u16 & 0x0fff
     }
 }
 
@@ -91,17 +90,131 @@ impl Value {
     }
 }
 
-#[derive(Debug, Default)]
-struct Slot {
-    key: AtomicU64,
-    value: AtomicU64,
-}
-
 #[repr(align(64))]
 #[derive(Debug, Default)]
-struct Bucket([Slot; WAYS]);
+struct Bucket {
+    keys: [AtomicU64; WAYS],
+    values: [AtomicU64; WAYS],
+}
 
 const _: () = assert!(size_of::<Bucket>() == 64);
+
+impl Bucket {
+    /// The slot of `key`, which is none of an empty one.
+    #[inline]
+    fn find(&self, key: u64) -> Option<Slot<'_>> {
+        let hits = self.keys.iter().enumerate().fold(0, |hits, (way, k)| {
+            hits | u32::from(k.load(Ordering::Acquire) == key) << way
+        });
+        (hits != 0).then(|| self.slot(hits.trailing_zeros() as usize))
+    }
+
+    #[inline]
+    fn slot(&self, way: usize) -> Slot<'_> {
+        Slot {
+            key: &self.keys[way % WAYS],
+            value: &self.values[way % WAYS],
+        }
+    }
+
+    fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
+        (0..WAYS).map(|way| self.slot(way))
+    }
+}
+
+/// An entry of a bucket. The key of an empty one is zero.
+#[derive(Debug, Clone, Copy)]
+struct Slot<'t> {
+    key: &'t AtomicU64,
+    value: &'t AtomicU64,
+}
+
+/// Looks things up, for a burst: what all its look-ups need is at hand.
+#[derive(Debug, Clone, Copy)]
+pub struct Reader<'t> {
+    buckets: &'t [Bucket],
+    shift: u32,
+    multipliers: [u64; 2],
+    /// Seconds.
+    now: u32,
+    aging: u32,
+}
+
+impl<'t> Reader<'t> {
+    /// Starts loading what looking `key` up will most likely read.
+    #[inline]
+    pub fn prefetch(&self, key: Key) {
+        prefetch((&raw const *self.first(key)).cast());
+    }
+
+    #[inline]
+    fn first(&self, key: Key) -> &'t Bucket {
+        self.candidate(key, 0)
+    }
+
+    #[inline]
+    fn second(&self, key: Key) -> &'t Bucket {
+        self.candidate(key, 1)
+    }
+
+    #[inline]
+    fn candidate(&self, key: Key, which: usize) -> &'t Bucket {
+        let number = key.0.wrapping_mul(self.multipliers[which]) >> (self.shift & 63);
+        // It is below the power of two that is the table's length; the mask tells the compiler.
+        &self.buckets[number as usize & (self.buckets.len() - 1)]
+    }
+
+    #[inline(always)]
+    fn find(&self, key: Key) -> Option<Slot<'t>> {
+        match self.first(key).find(key.0) {
+            Some(slot) => Some(slot),
+            None => self.second(key).find(key.0),
+        }
+    }
+
+    /// The slots of both buckets.
+    fn candidates(&self, key: Key) -> impl Iterator<Item = Slot<'t>> + use<'t> {
+        let [first, second] = [self.first(key), self.second(key)];
+        first.slots().chain(second.slots())
+    }
+
+    /// The port behind which `key` was seen, if that was not too long ago.
+    #[inline]
+    pub fn lookup(&self, key: Key) -> Option<u16> {
+        let value = Value(self.find(key)?.value.load(Ordering::Relaxed));
+        (!value.expired(self.now, self.aging)).then_some(value.port())
+    }
+
+    /// Checks the source `key` of a frame that came in by `port`, and keeps its entry young.
+    #[inline]
+    pub fn check_source(&self, key: Key, port: u16) -> Source {
+        let Some(slot) = self.find(key) else {
+            return Source::Learn;
+        };
+        let young = Value::new(port, self.now, false);
+        let value = Value(slot.value.load(Ordering::Relaxed));
+        if value == young {
+            return Source::Known;
+        }
+        self.refresh(slot, value, young)
+    }
+
+    /// The rest of [`Reader::check_source`], once a second and entry.
+    #[cold]
+    fn refresh(&self, slot: Slot<'_>, value: Value, young: Value) -> Source {
+        if value.fixed() {
+            return Source::Known;
+        }
+        if value.port() != young.port() || value.expired(self.now, self.aging) {
+            return Source::Learn;
+        }
+        // Compare and swap: the slot may just be given to another key.
+        let _ = slot
+            .value
+            .compare_exchange(value.0, young.0, Ordering::Relaxed, Ordering::Relaxed);
+        Source::Known
+    }
+}
 
 /// What a look-up of a frame's source says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -136,10 +249,13 @@ pub struct Totals {
 pub struct MacTable {
     buckets: Box<[Bucket]>,
     shift: u32,
-    seed: u64,
+    /// Odd and secret, one for each candidate: the highest bits of a product with it number the bucket (multiply-shift,
+    /// Dietzfelbinger et al., 1997).
+    multipliers: [u64; 2],
     aging: AtomicU32,
     capacity: usize,
-    writer: Mutex<Writer>,
+    /// In memory of its own: what is written while learning shares no cache line with what every look-up reads.
+    writer: Box<Mutex<Writer>>,
 }
 
 #[derive(Debug, Default)]
@@ -158,17 +274,21 @@ impl MacTable {
         let capacity = capacity.clamp(LEAST_SIZE, GREATEST_SIZE);
         // At most half full, so that two buckets of four nearly never overflow.
         let count = (capacity / 2).next_power_of_two().max(2);
-        let mut seed = [0; 8];
-        // A failure leaves a fixed seed: only an attacker's collisions would get easier.
-        let _ = std::fs::File::open("/dev/urandom")
-            .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut seed));
+        let mut multipliers = [0x9e37_79b9_7f4a_7c15u64, 0xd6e8_feb8_6659_fd93];
+        for multiplier in &mut multipliers {
+            let mut secret = [0; 8];
+            // A failure leaves known ones: only an attacker's collisions would get easier.
+            let _ = std::fs::File::open("/dev/urandom")
+                .and_then(|mut f| std::io::Read::read_exact(&mut f, &mut secret));
+            *multiplier ^= u64::from_le_bytes(secret) & !1;
+        }
         MacTable {
             buckets: (0..count).map(|_| Bucket::default()).collect(),
             shift: 64 - count.trailing_zeros(),
-            seed: u64::from_le_bytes(seed),
+            multipliers,
             aging: AtomicU32::new(aging),
             capacity,
-            writer: Mutex::default(),
+            writer: Box::default(),
         }
     }
 
@@ -182,61 +302,16 @@ impl MacTable {
         self.aging.store(seconds, Ordering::Relaxed);
     }
 
+    /// What looks things up in second `now`.
     #[inline]
-    fn candidates(&self, key: Key) -> [&Bucket; 2] {
-        let h = key.hash(self.seed);
-        let first = (h >> self.shift) as usize;
-        let second = (h.rotate_left(24) >> self.shift) as usize ^ 1;
-        // Both are below the power of two that is the table's length; the mask tells the compiler.
-        let mask = self.buckets.len() - 1;
-        [&self.buckets[first & mask], &self.buckets[second & mask]]
-    }
-
-    /// Starts loading what a look-up of `key` will read.
-    #[inline]
-    pub fn prefetch(&self, key: Key) {
-        let first = (key.hash(self.seed) >> self.shift) as usize & (self.buckets.len() - 1);
-        prefetch((&raw const self.buckets[first]).cast());
-    }
-
-    #[inline]
-    fn find(&self, key: Key) -> Option<&Slot> {
-        let [first, second] = self.candidates(key);
-        first
-            .0
-            .iter()
-            .chain(&second.0)
-            .find(|s| s.key.load(Ordering::Acquire) == key.0)
-    }
-
-    /// The port behind which `key` was seen, if that was not too long ago. `now` in seconds.
-    #[inline]
-    pub fn lookup(&self, key: Key, now: u32) -> Option<u16> {
-        let value = Value(self.find(key)?.value.load(Ordering::Relaxed));
-        (!value.expired(now, self.aging.load(Ordering::Relaxed))).then_some(value.port())
-    }
-
-    /// Checks the source `key` of a frame that came in by `port`, and keeps its entry young.
-    #[inline]
-    pub fn check_source(&self, key: Key, port: u16, now: u32) -> Source {
-        let Some(slot) = self.find(key) else {
-            return Source::Learn;
-        };
-        let value = Value(slot.value.load(Ordering::Relaxed));
-        if value.fixed() {
-            return Source::Known;
+    pub fn reader(&self, now: u32) -> Reader<'_> {
+        Reader {
+            buckets: &self.buckets,
+            shift: self.shift,
+            multipliers: self.multipliers,
+            now,
+            aging: self.aging.load(Ordering::Relaxed),
         }
-        if value.port() != port || value.expired(now, self.aging.load(Ordering::Relaxed)) {
-            return Source::Learn;
-        }
-        if value.seen() != now {
-            // Compare and swap, once a second and entry: the slot may just be given to another key.
-            let young = Value::new(port, now, false).0;
-            let _ = slot
-                .value
-                .compare_exchange(value.0, young, Ordering::Relaxed, Ordering::Relaxed);
-        }
-        Source::Known
     }
 
     /// Learns that `key` is behind `port`. Returns false if it was known there already or is fixed elsewhere.
@@ -251,8 +326,9 @@ impl MacTable {
     }
 
     fn insert(&self, key: Key, port: u16, now: u32, fixed: bool) -> bool {
+        let reader = self.reader(now);
         let mut writer = self.lock();
-        if let Some(slot) = self.find(key) {
+        if let Some(slot) = reader.find(key) {
             let old = Value(slot.value.load(Ordering::Relaxed));
             if old.fixed() && !fixed {
                 return false;
@@ -268,18 +344,15 @@ impl MacTable {
         if writer.count >= self.capacity {
             self.make_room(&mut writer, now);
         }
-        let [first, second] = self.candidates(key);
-        let free = first
-            .0
-            .iter()
-            .chain(&second.0)
+        let free = reader
+            .candidates(key)
             .find(|s| s.key.load(Ordering::Relaxed) == 0);
         let slot = match free {
             Some(slot) => slot,
             None => {
                 let heaviest = writer.heaviest();
-                let both = first.0.iter().chain(&second.0);
-                let Some((victim, _)) = both
+                let Some((victim, _)) = reader
+                    .candidates(key)
                     .filter_map(|s| rank(s, heaviest, now))
                     .max_by_key(|&(_, r)| r)
                 else {
@@ -303,12 +376,12 @@ impl MacTable {
     fn make_room(&self, writer: &mut Writer, now: u32) {
         const LOOK_AT: usize = 32;
         let heaviest = writer.heaviest();
-        let mut victim: Option<(&Slot, Rank)> = None;
+        let mut victim: Option<(Slot, Rank)> = None;
         let mut looked_at = 0;
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[writer.hand & (self.buckets.len() - 1)];
             writer.hand = writer.hand.wrapping_add(1);
-            for found in bucket.0.iter().filter_map(|slot| rank(slot, heaviest, now)) {
+            for found in bucket.slots().filter_map(|slot| rank(slot, heaviest, now)) {
                 if victim.is_none_or(|(_, best)| found.1 > best) {
                     victim = Some(found);
                 }
@@ -343,7 +416,7 @@ impl MacTable {
     /// Removes the entry of `key`; false where there is none.
     pub fn remove(&self, key: Key) -> bool {
         let mut writer = self.lock();
-        let found = self.find(key);
+        let found = self.reader(0).find(key);
         if let Some(slot) = found {
             writer.clear(slot);
         }
@@ -358,7 +431,7 @@ impl MacTable {
             if writer.count == 0 {
                 break;
             }
-            for slot in stretch.iter().flat_map(|b| &b.0) {
+            for slot in stretch.iter().flat_map(Bucket::slots) {
                 let value = Value(slot.value.load(Ordering::Relaxed));
                 if slot.key.load(Ordering::Relaxed) != 0 && unwanted(value) {
                     writer.clear(slot);
@@ -376,7 +449,7 @@ impl MacTable {
         let mut entries: Vec<Entry> = self
             .buckets
             .iter()
-            .flat_map(|b| &b.0)
+            .flat_map(Bucket::slots)
             .filter_map(|slot| {
                 let key = Key(slot.key.load(Ordering::Relaxed));
                 let value = Value(slot.value.load(Ordering::Relaxed));
@@ -416,7 +489,7 @@ impl MacTable {
 type Rank = (bool, u32);
 
 /// The rank of what is in `slot`; `None` where nothing is that may be evicted.
-fn rank(slot: &Slot, heaviest: Option<u16>, now: u32) -> Option<(&Slot, Rank)> {
+fn rank(slot: Slot<'_>, heaviest: Option<u16>, now: u32) -> Option<(Slot<'_>, Rank)> {
     let value = Value(slot.value.load(Ordering::Relaxed));
     let used = slot.key.load(Ordering::Relaxed) != 0 && !value.fixed();
     used.then(|| (slot, (Some(value.port()) == heaviest, value.age(now))))
@@ -432,7 +505,7 @@ impl Writer {
             .map(|(port, _)| port as u16)
     }
 
-    fn evict(&mut self, slot: &Slot) {
+    fn evict(&mut self, slot: Slot<'_>) {
         self.totals.evicted += 1;
         self.clear(slot);
     }
@@ -451,7 +524,7 @@ impl Writer {
         }
     }
 
-    fn clear(&mut self, slot: &Slot) {
+    fn clear(&mut self, slot: Slot<'_>) {
         self.uncount(Value(slot.value.load(Ordering::Relaxed)));
         slot.key.store(0, Ordering::Release);
         self.count -= 1;
@@ -498,7 +571,7 @@ mod tests {
                 match op {
                     Op::Frame { vlan, mac, port } => {
                         let known = model.get(&(vlan, mac)).is_some_and(|&(p, t)| p == port && now - t <= 300);
-                        let source = table.check_source(key(vlan, mac), port, now);
+                        let source = table.reader(now).check_source(key(vlan, mac), port);
                         prop_assert_eq!(source, if known { Source::Known } else { Source::Learn });
                         if source == Source::Learn {
                             table.learn(key(vlan, mac), port, now);
@@ -523,7 +596,7 @@ mod tests {
                 for vlan in 0..3 {
                     for mac in 0..40 {
                         let expected = model.get(&(vlan, mac)).filter(|e| now - e.1 <= 300).map(|e| e.0);
-                        prop_assert_eq!(table.lookup(key(vlan, mac), now), expected);
+                        prop_assert_eq!(table.reader(now).lookup(key(vlan, mac)), expected);
                     }
                 }
             }
@@ -535,7 +608,7 @@ mod tests {
             let table = MacTable::new(256, 300);
             for (i, (mac, port)) in macs.iter().enumerate() {
                 table.learn(key(0, *mac), *port, i as u32 / 100);
-                prop_assert_eq!(table.lookup(key(0, *mac), i as u32 / 100), Some(*port));
+                prop_assert_eq!(table.reader(i as u32 / 100).lookup(key(0, *mac)), Some(*port));
             }
             let len = table.len();
             prop_assert!(len <= 256);
@@ -555,7 +628,7 @@ mod tests {
             table.learn(key(0, mac), 2, 20);
         }
         let kept = (0..100)
-            .filter(|&mac| table.lookup(key(0, mac), 20) == Some(1))
+            .filter(|&mac| table.reader(20).lookup(key(0, mac)) == Some(1))
             .count();
         // A few may fall to full buckets; the flood as a whole must not push them out.
         assert!(kept >= 95, "{kept} of 100 addresses of the quiet port are left");
@@ -568,7 +641,7 @@ mod tests {
         assert!(!table.learn(key(5, 1), 4, 10));
         table.expire(100_000);
         table.flush();
-        assert_eq!(table.lookup(key(5, 1), 100_000), Some(3));
+        assert_eq!(table.reader(100_000).lookup(key(5, 1)), Some(3));
         assert_eq!(table.entries(1)[0].age, None);
         table.flush_port(3);
         assert!(table.is_empty());

@@ -2,6 +2,7 @@
 //! [`snapshot::Snapshot`].
 
 pub mod chain;
+pub mod classify;
 pub mod client_port;
 pub mod clock;
 pub mod forward;
@@ -10,6 +11,7 @@ pub mod ledger;
 pub mod limit;
 pub mod mac_table;
 pub mod offload;
+pub mod output;
 pub mod parse;
 pub mod pmd;
 pub mod port;

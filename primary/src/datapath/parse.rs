@@ -113,27 +113,42 @@ const TPID_S: u64 = 0xa888;
 /// [`Truncated`]
 #[inline]
 pub fn parse(bytes: &[u8]) -> Result<Ethernet, Truncated> {
-    let (Some(first), Some(second)) = (bytes.first_chunk::<8>(), bytes.get(6..HEADER_LEN)) else {
+    let Some(head) = bytes.first_chunk::<HEADER_LEN>() else {
         return Err(Truncated);
     };
-    let Some(second) = second.first_chunk::<8>() else {
-        return Err(Truncated);
-    };
-    let (first, second) = (u64::from_le_bytes(*first), u64::from_le_bytes(*second));
-    let ethertype = second >> 48;
-    let tag = if ethertype == TPID_C || ethertype == TPID_S {
-        let Some(&[high, low, _, _]) = bytes.get(HEADER_LEN..HEADER_LEN + TAG_LEN) else {
+    let (mut header, tagged) = addresses(head);
+    if tagged {
+        let Some(&[high, low, _, _]) = bytes[HEADER_LEN..].first_chunk::<TAG_LEN>() else {
             return Err(Truncated);
         };
-        Some(Tag(u16::from_be_bytes([high, low])))
-    } else {
-        None
+        header.tag = Some(Tag(u16::from_be_bytes([high, low])));
+    }
+    Ok(header)
+}
+
+/// The same for a frame without a tag; `None`: it has one, or is too short.
+#[inline]
+pub fn parse_untagged(bytes: &[u8]) -> Option<Ethernet> {
+    let (header, tagged) = addresses(bytes.first_chunk()?);
+    (!tagged).then_some(header)
+}
+
+/// The addresses, and whether a tag follows.
+#[inline]
+fn addresses(head: &[u8; HEADER_LEN]) -> (Ethernet, bool) {
+    let word = |at: usize| {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&head[at..at + 8]);
+        u64::from_le_bytes(bytes)
     };
-    Ok(Ethernet {
+    let (first, second) = (word(0), word(6));
+    let ethertype = second >> 48;
+    let header = Ethernet {
         destination: Mac::from_bits(first),
         source: Mac::from_bits(second),
-        tag,
-    })
+        tag: None,
+    };
+    (header, ethertype == TPID_C || ethertype == TPID_S)
 }
 
 #[cfg(test)]

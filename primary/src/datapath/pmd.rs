@@ -18,11 +18,17 @@ use super::clock::{Clock, tsc};
 use super::forward::Forwarder;
 use super::ledger::Ledger;
 use super::port::{Io, Port};
-use super::snapshot::{Publisher, Snapshot};
+use super::snapshot::{BusyTicks, Publisher, Snapshot};
 use super::turns::Turns;
 
 /// How long a thread polls in vain before it sleeps. Longer than the gaps of traffic worth polling for.
 const IDLE_BEFORE_SLEEP: Duration = Duration::from_micros(50);
+/// A queue that was polled so often in vain is quiet, and costs the busy ones next to nothing: beside them it is looked
+/// at once in a [`QUIET_GAP`].
+const QUIET_AFTER: u32 = 64;
+/// Shorter than what fills a ring, or wakes a thread that sleeps.
+const QUIET_GAP: Duration = Duration::from_micros(25);
+
 /// Longest sleep while a polled device can't ring a doorbell.
 const DEVICE_SLEEP: Duration = Duration::from_micros(250);
 /// Longest sleep otherwise: a safety net, no timer that anything waits for.
@@ -58,6 +64,9 @@ pub struct Pmd {
 struct Polled {
     port: Arc<Port>,
     queue: u16,
+    busy: Arc<BusyTicks>,
+    /// Polls in vain since it last had work.
+    vain: u32,
 }
 
 impl Pmd {
@@ -80,9 +89,10 @@ impl Pmd {
         forwarder.resize(snapshot.ports.len());
         let mut turns = Turns::new(clock.ticks(LEAD), clock.ticks(TURN), clock.ticks(LONGEST_TURN));
         turns.reset(queues.len());
-        let idle_ticks = clock.ticks(IDLE_BEFORE_SLEEP);
+        let [idle_ticks, quiet_ticks] = [IDLE_BEFORE_SLEEP, QUIET_GAP].map(|time| clock.ticks(time));
         let mut last = tsc();
         let mut idle_since = last;
+        let mut looked_at_quiet = last;
         let mut frames = ArrayVec::<Mbuf, BURST>::new();
 
         while !control.stop.load(Ordering::Relaxed) {
@@ -99,8 +109,16 @@ impl Pmd {
             let mut packets = 0;
             let mut worked = false;
             let mut tick = last;
+            // A thread with nothing to do looks at all, always.
+            let quiet_too = idle_since != last || last.wrapping_sub(looked_at_quiet) > quiet_ticks;
+            if quiet_too {
+                looked_at_quiet = last;
+            }
             turns.next_round();
-            for (number, polled) in queues.iter().enumerate() {
+            for (number, polled) in queues.iter_mut().enumerate() {
+                if polled.vain >= QUIET_AFTER && !quiet_too {
+                    continue;
+                }
                 let limit = turns.burst(number);
                 if limit == 0 {
                     worked = true;
@@ -114,8 +132,13 @@ impl Pmd {
                 }
                 let before = std::mem::replace(&mut tick, tsc());
                 if had_work {
-                    turns.charge(number, tick.wrapping_sub(before), count);
+                    let time = tick.wrapping_sub(before);
+                    polled.busy.add(time);
+                    turns.charge(number, time, count);
                     worked = true;
+                    polled.vain = 0;
+                } else {
+                    polled.vain = polled.vain.saturating_add(1);
                 }
             }
             if queues.is_empty() {
@@ -142,6 +165,7 @@ impl Pmd {
                 );
                 publisher.wake(thread).silence();
                 last = tsc();
+                forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
             } else {
                 std::hint::spin_loop();
@@ -156,10 +180,12 @@ impl Pmd {
 fn polled_queues(snapshot: &Snapshot, thread: usize) -> Vec<Polled> {
     let mine = snapshot.polled.get(thread).map_or(&[][..], Vec::as_slice);
     mine.iter()
-        .filter_map(|q| {
+        .filter_map(|assigned| {
             Some(Polled {
-                port: snapshot.port(q.port)?.clone(),
-                queue: q.queue,
+                port: snapshot.port(assigned.queue.port)?.clone(),
+                queue: assigned.queue.queue,
+                busy: assigned.busy.clone(),
+                vain: 0,
             })
         })
         .collect()
@@ -187,15 +213,17 @@ fn poll(
         }
         Io::Ethdev(io) => {
             io.receive(polled.queue, frames);
-            if frames.iter().any(|frame| frame.segment_count() > 1) {
+            let mut chains = false;
+            for frame in frames.iter_mut() {
+                frame.prefetch_frame();
+                frame.normalize_received();
+                chains |= frame.segment_count() > 1;
+            }
+            if chains {
                 let all = frames.len();
                 *frames = frames.drain(..).filter_map(|frame| ledger.adopt(frame)).collect();
                 let too_long = (all - frames.len()) as u64;
                 stats.add(usize::from(polled.port.index), Counter::RxTooLong, too_long);
-            }
-            for frame in frames.iter_mut() {
-                frame.normalize_received();
-                frame.prefetch_frame();
             }
             !frames.is_empty()
         }

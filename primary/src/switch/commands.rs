@@ -14,7 +14,17 @@ pub type Spec = (&'static str, &'static str, usize, usize);
 /// The commands that [`Switch::command`] answers.
 pub const COMMANDS: &[Spec] = &[
     ("coverage/show", "", 0, 0),
-    ("dpif-netdev/pmd-rxq-show", "", 0, 0),
+    (
+        "dpif-netdev/pmd-perf-show",
+        "[-nh] [-it iter-history-len] [-ms ms-history-len] [-pmd core] [dp]",
+        0,
+        8,
+    ),
+    ("dpif-netdev/pmd-rxq-rebalance", "[dp]", 0, 1),
+    ("dpif-netdev/pmd-rxq-show", "[-pmd core] [-secs secs] [dp]", 0, 5),
+    ("dpif-netdev/pmd-stats-clear", "[-pmd core] [dp]", 0, 3),
+    ("dpif-netdev/pmd-stats-show", "[-pmd core] [dp]", 0, 3),
+    ("dpif/show", "", 0, 0),
     ("fdb/add", "bridge port vlan mac", 4, 4),
     ("fdb/del", "bridge vlan mac", 3, 3),
     ("fdb/flush", "[bridge]", 0, 1),
@@ -29,7 +39,10 @@ impl Switch {
     ///
     /// # Errors
     /// What ovs-appctl prints as the server's error.
-    pub fn command(&self, name: &str, args: &[String]) -> Result<String, String> {
+    pub fn command(&mut self, name: &str, args: &[String]) -> Result<String, String> {
+        if let Some(name) = name.strip_prefix("dpif-netdev/") {
+            return self.pmd_command(name, args);
+        }
         let arg = |i: usize| args.get(i).map_or("", String::as_str);
         match name {
             "fdb/show" => Ok(self.fdb_show(self.bridge(arg(0))?)),
@@ -65,7 +78,7 @@ impl Switch {
                 .fold(String::new(), |text, name| text + name + "\n")),
             "coverage/show" => Ok(self.coverage()),
             "memory/show" => Ok(self.memory()),
-            "dpif-netdev/pmd-rxq-show" => Ok(self.queues()),
+            "dpif/show" => Ok(self.dpif_show()),
             other => Err(format!("\"{other}\" is not a command of the switch")),
         }
     }
@@ -111,27 +124,6 @@ impl Switch {
             self.ports.len(),
             self.clients.claims.len()
         )
-    }
-
-    /// Which PMD thread polls what.
-    fn queues(&self) -> String {
-        let snapshot = self.parts.publisher.current();
-        let mut text = String::new();
-        for (thread, queues) in snapshot.polled.iter().enumerate() {
-            match self.parts.pmds.cpu(thread) {
-                Some(cpu) => _ = writeln!(text, "pmd thread core_id {cpu}:"),
-                None => _ = writeln!(text, "pmd thread {thread} (not pinned):"),
-            }
-            for queue in queues {
-                let name = self
-                    .ports
-                    .values()
-                    .find(|p| p.index() == Some(queue.port))
-                    .map_or("?", |p| &p.name);
-                let _ = writeln!(text, "  port: {name:<16}  queue-id: {:2} (enabled)", queue.queue);
-            }
-        }
-        text
     }
 }
 

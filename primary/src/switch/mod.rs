@@ -10,9 +10,10 @@
 //! | [`devices`] | NICs and vdevs behind ports, [`pci`]: where the kernel has them |
 //! | [`reconcile`] | from the database's configuration to bridges and ports |
 //! | [`attachments`] | clients that come and go |
+//! | [`queues`] | which PMD thread polls which receive queue |
 //! | [`overload`] | what the log says of drops |
 //! | [`report`] | what the database shows of it all |
-//! | [`commands`] | ovs-appctl |
+//! | [`commands`], [`pmd_commands`] | ovs-appctl |
 
 pub mod attachments;
 pub mod clients;
@@ -23,6 +24,8 @@ pub mod kind;
 pub mod limits;
 pub mod overload;
 pub mod pci;
+pub mod pmd_commands;
+pub mod queues;
 pub mod reconcile;
 pub mod report;
 
@@ -45,7 +48,7 @@ use crate::datapath::ledger::Ledger;
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::MacTable;
 use crate::datapath::port::{EthdevIo, FRAME_OVERHEAD, Io, Port, PortIndex};
-use crate::datapath::snapshot::{Bridge, Publisher, RxQueue, Snapshot};
+use crate::datapath::snapshot::{Bridge, Publisher, Snapshot};
 use crate::datapath::vlan::VlanPolicy;
 use crate::pmds::Pmds;
 
@@ -53,6 +56,7 @@ use clients::Clients;
 use kernel::{KernelPort, Watch};
 use kind::Kind;
 use overload::Overload;
+use queues::Queues;
 
 /// Payload of a frame by default, in bytes.
 pub const DEFAULT_MTU: u16 = 1500;
@@ -83,6 +87,8 @@ pub struct PortState {
     pub mtu: u16,
     /// What keeps what comes in to its limits.
     pub limiter: Option<Arc<Limiter>>,
+    /// The CPUs that receive queues are pinned to.
+    pub affinity: BTreeMap<u16, usize>,
     /// What is wrong with its row, though it works.
     pub complaint: Option<String>,
     pub kind: Kind,
@@ -146,6 +152,7 @@ pub struct Switch {
     /// By interface name.
     ports: BTreeMap<String, PortState>,
     clients: Clients,
+    queues: Queues,
     max_sleep: Option<Duration>,
     overload: Overload,
     /// Devices that EAL attached at its start, by DPDK's port id.
@@ -163,6 +170,7 @@ impl Switch {
             bridges: BTreeMap::new(),
             ports: BTreeMap::new(),
             clients: Clients::default(),
+            queues: Queues::default(),
             max_sleep: None,
             overload: Overload::default(),
             first_devices: ethdev::attached_devices(),
@@ -177,7 +185,7 @@ impl Switch {
     }
 
     /// Gives the PMD threads the present state to work by. When it returns, nothing older is in use.
-    fn publish(&self) {
+    fn publish(&mut self) {
         let names: Vec<&String> = self.bridges.keys().collect();
         let mut snapshot = Snapshot {
             max_sleep: self.max_sleep,
@@ -224,7 +232,7 @@ impl Switch {
                 io,
             }));
         }
-        snapshot.polled = spread(&snapshot, self.parts.pmds.count());
+        self.assign_queues(&mut snapshot);
         self.parts.publisher.publish(snapshot);
         self.describe_ports();
     }
@@ -267,6 +275,7 @@ impl Switch {
         self.mirror_client_counters();
         self.watch_clients();
         self.watch_drops();
+        self.watch_queues();
         let pool = self.parts.ledger.pool();
         self.parts
             .segment
@@ -302,21 +311,4 @@ impl Switch {
         }
         self.parts
     }
-}
-
-/// Deals the receive queues out to `threads` PMD threads, round robin.
-fn spread(snapshot: &Snapshot, threads: usize) -> Vec<Vec<RxQueue>> {
-    let mut polled = vec![Vec::new(); threads];
-    let queues = snapshot.ports.iter().flatten().flat_map(|p| {
-        (0..p.rx_queues()).map(|queue| RxQueue {
-            port: p.index,
-            queue: queue as u16,
-        })
-    });
-    for (i, queue) in queues.enumerate() {
-        if let Some(list) = polled.get_mut(i % threads.max(1)) {
-            list.push(queue);
-        }
-    }
-    polled
 }

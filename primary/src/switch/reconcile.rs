@@ -20,6 +20,7 @@ use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, GREATEST_SIZE, LEAST_SIZE, MacTable};
 use crate::datapath::port::PortIndex;
 use crate::datapath::vlan::VlanPolicy;
+use crate::rxq::settings;
 
 /// Number of a bridge's own port, OFPP_LOCAL of OpenFlow 1.0.
 const LOCAL: u16 = 65534;
@@ -66,6 +67,7 @@ impl Switch {
             Ok(cpus) => self.parts.pmds.configure(cpus.as_deref()),
             Err(e) => log::error!("other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"),
         }
+        self.configure_queues(config);
     }
 
     fn configure_bridges(&mut self, config: &SwitchConfig) {
@@ -169,7 +171,12 @@ impl Switch {
 
     fn configure_port(&mut self, wanted: &Wanted<'_>) {
         let (vlan, mtu, mac) = (wanted.vlan(), wanted.mtu(), wanted.mac());
-        let (limits, complaint) = limits::of(wanted.interface);
+        let (limits, unlimited) = limits::of(wanted.interface);
+        let affinity = settings::affinity(&wanted.interface.other_config);
+        let unpinned = affinity.as_ref().err().cloned();
+        let affinity = affinity.unwrap_or_default();
+        let complaints = [unlimited, unpinned].into_iter().flatten();
+        let complaint = complaints.reduce(|one, other| format!("{one}; {other}"));
         let limiter = Limiter::new(limits, self.parts.clock).map(Arc::new);
         let asked = wanted
             .interface
@@ -192,6 +199,7 @@ impl Switch {
                 log::info!("bridge {}: limits of port {} changed", state.bridge, state.name);
                 state.limiter = limiter;
             }
+            state.affinity = affinity;
             if let Some(text) = complaint.as_ref().filter(|c| state.complaint.as_ref() != Some(c)) {
                 log::warn!("bridge {}: port {}: {text}", state.bridge, state.name);
             }
@@ -262,6 +270,7 @@ impl Switch {
             vlan,
             mtu,
             limiter,
+            affinity,
             complaint,
             kind,
             backend,

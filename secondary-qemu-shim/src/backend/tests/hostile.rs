@@ -154,18 +154,12 @@ fn buffers_that_went_with_the_memory_break_the_queue() {
     receives(&session.ports[0], 3);
 }
 
-/// Descriptors to signal with that are anything but eventfds: never waited on for ever, never spun on.
+/// Descriptors to signal with that are no eventfds and no files: never waited on for ever, never spun on.
 #[test]
-fn signals_may_be_any_kind_of_file() {
+fn signals_may_come_by_pipe_or_socket() {
     let (pipe_read, pipe_write) = nix::unistd::pipe().unwrap();
-    let file = memfd(64);
     let (gone, _) = UnixStream::pair().unwrap();
-    let kinds = [
-        pipe_read.as_raw_fd(),
-        pipe_write.as_raw_fd(),
-        file.as_raw_fd(),
-        gone.as_raw_fd(),
-    ];
+    let kinds = [pipe_read.as_raw_fd(), pipe_write.as_raw_fd(), gone.as_raw_fd()];
     for kind in kinds {
         let mut session = Session::new(1);
         session.negotiate(FEATURES);

@@ -1,0 +1,198 @@
+//! What becomes of each frame of a burst: its header read, its source learned, the port found by which it leaves.
+//!
+//! In two loops, so that the cache misses of all frames overlap: the first one reads headers and starts loading the buckets
+//! of the table, the second one searches them.
+
+use arrayvec::ArrayVec;
+use vswitch_common::mbuf::Mbuf;
+use vswitch_common::stats::Counter;
+
+use super::BURST;
+use super::clock::Moment;
+use super::mac_table::{Key, Source};
+use super::parse::{self, Tag};
+use super::port::{Port, PortIndex};
+use super::snapshot::Bridge;
+
+/// A frame that the bridge takes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Parsed {
+    source: Key,
+    destination: Key,
+    len: u32,
+    /// Its outermost tag.
+    pub tag: Option<Tag>,
+    /// It lies in several mbufs.
+    pub chain: bool,
+    /// The port by which it leaves; `None`: all others of its VLAN.
+    pub target: Option<PortIndex>,
+}
+
+impl Parsed {
+    /// Its VLAN.
+    #[inline]
+    pub fn vlan(&self) -> u16 {
+        self.source.vlan()
+    }
+
+    /// Bytes of the whole frame.
+    #[inline]
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+
+    /// Is it untagged and in one mbuf?
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.tag.is_none() && !self.chain
+    }
+}
+
+/// The frames of a burst that the bridge does not take: their places in it, and why.
+pub type Refused = ArrayVec<(usize, Counter), BURST>;
+
+/// Classifies bursts; between them it holds nothing of use.
+#[derive(Debug)]
+pub struct Classifier {
+    parsed: Box<[Parsed; BURST]>,
+    refused: Refused,
+}
+
+/// What [`Classifier::classify`] found.
+#[derive(Debug)]
+pub struct Classified<'c> {
+    /// One for each frame that the bridge takes, in order.
+    pub parsed: &'c [Parsed],
+    pub refused: &'c Refused,
+    /// Bytes of all frames.
+    pub bytes: u64,
+    /// Addresses learned.
+    pub learned: u64,
+}
+
+impl Default for Classifier {
+    fn default() -> Classifier {
+        Classifier {
+            parsed: Box::new([Parsed::default(); BURST]),
+            refused: Refused::new(),
+        }
+    }
+}
+
+impl Classifier {
+    /// Classifies `frames`, which came in by `port` of `bridge`.
+    #[inline]
+    pub fn classify(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Classified<'_> {
+        self.refused.clear();
+        let (count, bytes) = self.parse(frames, port, bridge, now);
+        let learned = self.look_up(count, port, bridge, now);
+        Classified {
+            parsed: &self.parsed[..count],
+            refused: &self.refused,
+            bytes,
+            learned,
+        }
+    }
+
+    /// Reads the headers; says how many frames the bridge takes, and the bytes of all.
+    // A function of its own, like the next one: what the loop needs stays in registers.
+    #[inline(never)]
+    fn parse(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> (usize, u64) {
+        let table = bridge.table.reader(now.seconds);
+        let untagged = port.limiter.is_none().then(|| port.vlan.ingress(None)).flatten();
+        let (mut count, mut bytes) = (0, 0);
+        for (i, frame) in frames.iter().enumerate().take(BURST) {
+            let parsed = match untagged.and_then(|vlan| parse_plain(frame, vlan)) {
+                Some(parsed) => parsed,
+                None => match parse_any(frame, port, bridge, now) {
+                    Ok(parsed) => parsed,
+                    Err((len, reason)) => {
+                        bytes += len as u64;
+                        self.refused.push((i, reason));
+                        continue;
+                    }
+                },
+            };
+            bytes += u64::from(parsed.len);
+            table.prefetch(parsed.source);
+            table.prefetch(parsed.destination);
+            self.parsed[count] = parsed;
+            count += 1;
+        }
+        (count, bytes)
+    }
+
+    /// Learns where the first `count` frames came from, and looks up where they go; says how many were learned.
+    #[inline(never)]
+    fn look_up(&mut self, count: usize, port: &Port, bridge: &Bridge, now: Moment) -> u64 {
+        let table = bridge.table.reader(now.seconds);
+        let mut learned = 0;
+        let mut previous = Parsed::default();
+        for frame in &mut self.parsed[..count] {
+            // Frames of one flow come in trains.
+            if (frame.source, frame.destination) == (previous.source, previous.destination) {
+                frame.target = previous.target;
+                continue;
+            }
+            if table.check_source(frame.source, port.index) == Source::Learn {
+                learned += u64::from(bridge.table.learn(frame.source, port.index, now.seconds));
+            }
+            if !frame.destination.mac().is_group() {
+                frame.target = table.lookup(frame.destination);
+            }
+            previous = *frame;
+        }
+        learned
+    }
+}
+
+/// Parses a frame as nearly all are: untagged, in one mbuf, from a station, not for a bridge's own group address. `None`:
+/// [`parse_any`] has to look at it. `vlan` is that of untagged frames.
+#[inline(always)]
+fn parse_plain(frame: &Mbuf, vlan: u16) -> Option<Parsed> {
+    let bytes = frame.single()?;
+    let header = parse::parse_untagged(bytes)?;
+    let plain =
+        header.source.is_station() && !(header.destination.is_group() && header.destination.is_reserved());
+    plain.then(|| Parsed {
+        source: Key::new(vlan, header.source),
+        destination: Key::new(vlan, header.destination),
+        len: bytes.len() as u32,
+        tag: None,
+        chain: false,
+        target: None,
+    })
+}
+
+/// Decides whether the bridge takes a frame, and what it needs to forward it. The error comes with the frame's length.
+#[inline(never)]
+fn parse_any(frame: &Mbuf, port: &Port, bridge: &Bridge, now: Moment) -> Result<Parsed, (usize, Counter)> {
+    let len = frame.frame_len();
+    let refuse = |reason| Err((len, reason));
+    if let Some(limiter) = &port.limiter
+        && !limiter.admits(len.saturating_sub(parse::HEADER_LEN), now.ticks)
+    {
+        return refuse(Counter::RxDropPolicing);
+    }
+    let Ok(header) = parse::parse(frame.data()) else {
+        return refuse(Counter::RxDropMalformed);
+    };
+    if !header.source.is_station() {
+        return refuse(Counter::RxDropSource);
+    }
+    if header.destination.is_reserved() && !bridge.forward_reserved {
+        return refuse(Counter::RxDropReserved);
+    }
+    let Some(vlan) = port.vlan.ingress(header.tag) else {
+        return refuse(Counter::RxDropVlan);
+    };
+    Ok(Parsed {
+        source: Key::new(vlan, header.source),
+        destination: Key::new(vlan, header.destination),
+        len: len as u32,
+        tag: header.tag,
+        chain: frame.segment_count() > 1,
+        target: None,
+    })
+}

@@ -1,0 +1,200 @@
+//! The receive queues of the ports, and which PMD thread polls each.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use vswitch_control::config::SwitchConfig;
+
+use super::Switch;
+use crate::datapath::snapshot::{Assigned, RxQueue, Snapshot};
+use crate::rxq::assign::{Assignment, Demand, assign};
+use crate::rxq::balance::AutoBalance;
+use crate::rxq::settings::{self, Policy};
+use crate::rxq::usage::{INTERVAL, INTERVALS, Usage};
+
+/// What there is to deal out, how it was dealt out, and what it costs.
+#[derive(Debug)]
+pub struct Queues {
+    policy: Policy,
+    balance: AutoBalance,
+    pub usage: Usage,
+    /// What `assignment` was made for; `None`: make another.
+    wanted: Option<Wanted>,
+    pub assignment: Assignment,
+    /// What is wrong with the settings, and with the assignment.
+    complaints: [Vec<String>; 2],
+    /// When the present interval ends, and when to look for a better assignment.
+    next_interval: Instant,
+    next_look: Instant,
+}
+
+impl Default for Queues {
+    fn default() -> Queues {
+        Queues {
+            policy: Policy::default(),
+            balance: AutoBalance::default(),
+            usage: Usage::default(),
+            wanted: None,
+            assignment: Assignment::default(),
+            complaints: Default::default(),
+            next_interval: Instant::now() + INTERVAL,
+            next_look: Instant::now(),
+        }
+    }
+}
+
+/// All that calls for another assignment when it changes. What queues cost does not.
+#[derive(Debug, PartialEq, Eq)]
+struct Wanted {
+    policy: Policy,
+    cpus: Vec<Option<usize>>,
+    /// With the CPU that each is pinned to.
+    queues: Vec<(RxQueue, Option<usize>)>,
+}
+
+impl Queues {
+    fn assign(&self, wanted: &Wanted) -> Assignment {
+        let demand = |&(queue, pinned): &(RxQueue, Option<usize>)| Demand {
+            queue,
+            pinned,
+            busy: self.usage.queue(queue, INTERVALS),
+        };
+        let demands: Vec<Demand> = wanted.queues.iter().map(demand).collect();
+        assign(&wanted.cpus, &demands, wanted.policy)
+    }
+
+    fn polled(&self) -> Vec<Vec<Assigned>> {
+        let assigned = |&queue: &RxQueue| Assigned {
+            queue,
+            busy: self.usage.counter(queue),
+        };
+        let shares = self.assignment.shares.iter();
+        shares
+            .map(|share| share.queues.iter().map(assigned).collect())
+            .collect()
+    }
+}
+
+/// Logs those of `new` that `old` does not have, and keeps them there.
+fn complain(old: &mut Vec<String>, new: Vec<String>) {
+    for text in new.iter().filter(|text| !old.contains(text)) {
+        log::warn!("{text}");
+    }
+    *old = new;
+}
+
+impl Switch {
+    /// Takes the settings that are for all queues.
+    pub(super) fn configure_queues(&mut self, config: &SwitchConfig) {
+        let (policy, balance, complaints) = settings::of_switch(&config.other_config);
+        let queues = &mut self.queues;
+        complain(&mut queues.complaints[0], complaints);
+        if balance != queues.balance {
+            queues.next_look = Instant::now() + balance.interval;
+        }
+        (queues.policy, queues.balance) = (policy, balance);
+    }
+
+    /// Says in `snapshot` which thread polls what. Queues stay where they are while there is no need to move them.
+    pub(super) fn assign_queues(&mut self, snapshot: &mut Snapshot) {
+        let ports = snapshot.ports.iter().flatten();
+        let queues: Vec<(RxQueue, Option<usize>)> = ports
+            .flat_map(|port| {
+                let state = self.ports.values().find(|p| p.index() == Some(port.index));
+                (0..port.rx_queues() as u16).map(move |number| {
+                    let queue = RxQueue {
+                        port: port.index,
+                        queue: number,
+                    };
+                    (queue, state.and_then(|s| s.affinity.get(&number)).copied())
+                })
+            })
+            .collect();
+        let wanted = Wanted {
+            policy: self.queues.policy,
+            cpus: self.parts.pmds.cpus(),
+            queues,
+        };
+        let numbers: Vec<RxQueue> = wanted.queues.iter().map(|(queue, _)| *queue).collect();
+        let pmds = &self.parts.pmds;
+        let queues = &mut self.queues;
+        queues.usage.follow_queues(&numbers);
+        queues.usage.follow_threads(&wanted.cpus, |n| pmds.counters(n));
+        if queues.wanted.as_ref() != Some(&wanted) {
+            queues.assignment = queues.assign(&wanted);
+            queues.wanted = Some(wanted);
+            self.describe_assignment();
+        }
+        snapshot.polled = self.queues.polled();
+    }
+
+    /// Deals all queues out anew, by what they cost now.
+    pub(super) fn rebalance_queues(&mut self) {
+        self.queues.wanted = None;
+        self.publish();
+    }
+
+    /// Once a second: keeps account, and balances if that is asked for and worth it.
+    pub(super) fn watch_queues(&mut self) {
+        let now = Instant::now();
+        let (queues, pmds) = (&mut self.queues, &self.parts.pmds);
+        if now >= queues.next_interval {
+            queues.next_interval = now + INTERVAL;
+            queues.usage.step(|n| pmds.counters(n));
+        }
+        let balance = queues.balance;
+        if !balance.enabled || now < queues.next_look {
+            return;
+        }
+        queues.next_look = now + balance.interval;
+        let Some(wanted) = &queues.wanted else { return };
+        let (present, usage) = (&queues.assignment, &queues.usage);
+        if balance.is_called_for(present, usage, wanted.policy)
+            && balance.is_worth_it(present, &queues.assign(wanted), usage)
+        {
+            log::info!("a PMD thread is overloaded: the receive queues are dealt out anew");
+            self.rebalance_queues();
+        }
+    }
+
+    /// The name of the port with that receive queue.
+    pub(super) fn port_of(&self, queue: RxQueue) -> &str {
+        let mut ports = self.ports.values();
+        let port = ports.find(|p| p.index() == Some(queue.port));
+        port.map_or("?", |p| &p.name)
+    }
+
+    fn describe_assignment(&mut self) {
+        let Queues {
+            policy, assignment, ..
+        } = &self.queues;
+        log::debug!(
+            "receive queues dealt out to PMD threads by {}",
+            policy.algorithm.name()
+        );
+        for (thread, share) in assignment.shares.iter().enumerate() {
+            for &queue in &share.queues {
+                let (name, number) = (self.port_of(queue), queue.queue);
+                log::debug!("PMD thread {thread} polls receive queue {number} of port {name}");
+            }
+        }
+        let misplaced = assignment.misplaced.iter().map(|&(queue, cpu)| {
+            format!(
+                "port {}: receive queue {} is pinned to core {cpu}, which has no PMD thread; another polls it (add the core \
+                 to other_config:pmd-cpu-mask)",
+                self.port_of(queue),
+                queue.queue
+            )
+        });
+        // By port: they are many at once.
+        let unpolled: BTreeSet<&str> = assignment.unpolled.iter().map(|&q| self.port_of(q)).collect();
+        let unpolled = unpolled.into_iter().map(|name| {
+            format!(
+                "port {name}: not polled where it is not pinned, since queues are pinned to every PMD thread; pin it as well, \
+                 or add a core to other_config:pmd-cpu-mask"
+            )
+        });
+        let complaints = misplaced.chain(unpolled).collect();
+        complain(&mut self.queues.complaints[1], complaints);
+    }
+}
