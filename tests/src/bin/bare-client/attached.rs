@@ -103,7 +103,7 @@ impl Client {
                 queue.receive(&mut one);
                 let Some(mbuf) = one.first() else { continue };
                 texts.push(text_of(mbuf));
-                queue.release(&mut one);
+                queue.release_frames(&mut one);
                 break;
             }
             if !texts.is_empty() && texts.len() == count {
