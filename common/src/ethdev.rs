@@ -69,6 +69,10 @@ pub struct Offloads {
     pub tx_tcp_checksum: bool,
     /// Completes UDP checksums.
     pub tx_udp_checksum: bool,
+    /// Makes IPv4 header checksums.
+    pub tx_ipv4_checksum: bool,
+    /// Cuts large TCP frames (TSO).
+    pub tx_segmentation: bool,
     /// Puts a VLAN tag into what it sends.
     pub tx_vlan: bool,
     /// Spreads a long frame that it receives over several mbufs.
@@ -209,11 +213,21 @@ impl Ethdev {
             // With it, virtio's driver passes half-done checksums on, and does not say where they are.
             rx &= !sys::DPDK_SYS_RX_CHECKSUM;
         }
-        let tx = info.tx_offload_capa
+        let mut tx = info.tx_offload_capa
             & (sys::DPDK_SYS_TX_TCP_CHECKSUM
                 | sys::DPDK_SYS_TX_UDP_CHECKSUM
+                | sys::DPDK_SYS_TX_IPV4_CHECKSUM
+                | sys::DPDK_SYS_TX_TCP_SEGMENTATION
                 | sys::DPDK_SYS_TX_VLAN_INSERT
                 | sys::DPDK_SYS_TX_MULTI_SEGMENT);
+        // TAP's driver cuts in software as well, and no more than 64 segments.
+        let needed = sys::DPDK_SYS_TX_TCP_SEGMENTATION
+            | sys::DPDK_SYS_TX_TCP_CHECKSUM
+            | sys::DPDK_SYS_TX_MULTI_SEGMENT;
+        let segmentation = tx & needed == needed && describe::driver(info) != "net_tap";
+        if !segmentation {
+            tx &= !(sys::DPDK_SYS_TX_TCP_SEGMENTATION | sys::DPDK_SYS_TX_IPV4_CHECKSUM);
+        }
         // A NIC's MTU leaves no room for VLAN tags, a kernel interface's does.
         let tags = if self.is_nic(info) { TAGS } else { 0 };
         let mut greatest = if info.max_mtu == 0 { u16::MAX } else { info.max_mtu } - tags;
@@ -237,6 +251,8 @@ impl Ethdev {
             rx_checksum: rx & sys::DPDK_SYS_RX_CHECKSUM != 0,
             tx_tcp_checksum: tx & sys::DPDK_SYS_TX_TCP_CHECKSUM != 0,
             tx_udp_checksum: tx & sys::DPDK_SYS_TX_UDP_CHECKSUM != 0,
+            tx_ipv4_checksum: tx & sys::DPDK_SYS_TX_IPV4_CHECKSUM != 0,
+            tx_segmentation: segmentation,
             tx_vlan: tx & sys::DPDK_SYS_TX_VLAN_INSERT != 0,
             rx_chains: chains,
             tx_chains: tx & sys::DPDK_SYS_TX_MULTI_SEGMENT != 0,
@@ -360,6 +376,14 @@ impl Ethdev {
             let got = sys::rte_eth_rx_burst(self.port, queue, table, room as u16);
             out.set_len(at + usize::from(got));
         }
+    }
+
+    /// Lets the driver look at a frame of several mbufs that transmit queue `queue` is to send next, and adapt its headers.
+    /// False: it can't send it.
+    #[cold]
+    pub fn prepare(&self, queue: u16, frame: &mut Mbuf) -> bool {
+        // SAFETY: an owned mbuf, of which Mbuf is a transparent pointer; the driver keeps nothing of it.
+        unsafe { sys::rte_eth_tx_prepare(self.port, queue, std::ptr::from_mut(frame).cast(), 1) == 1 }
     }
 
     /// Sends `frames` by transmit queue `queue`, in order. What the queue has no room for stays in `frames`.

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`eal`] | start and end of DPDK's environment, worker lcores |
 //! | [`mbuf`] | packet buffers: one owner each, accessors that stay inside the buffer |
+//! | [`gso`] | frames larger than a wire takes: what is known of one, and how it is cut |
+//! | [`csum`] | the Internet checksum |
 //! | [`mempool`] | the pool of mbufs; only the primary touches one |
 //! | [`ring`] | single-producer single-consumer ends of an `rte_ring`, safe against the peer |
 //! | [`ethdev`] | NIC ports and vdevs of the primary |
@@ -14,10 +16,12 @@
 //! | [`fault`] | for tests: places where a process can be made to die |
 //! | [`rundir`] | where sockets and the stats segment are found |
 
+pub mod csum;
 pub mod descriptors;
 pub mod eal;
 pub mod ethdev;
 pub mod fault;
+pub mod gso;
 pub mod mbuf;
 pub mod mempool;
 pub mod netdev;

@@ -7,7 +7,10 @@
 
 use std::ptr::NonNull;
 
+use arrayvec::ArrayVec;
 use dpdk_sys as sys;
+
+use crate::gso::{self, Kind, Segmentation};
 
 /// Bytes left free before the frame.
 pub const HEADROOM: usize = sys::RTE_PKTMBUF_HEADROOM as usize;
@@ -30,6 +33,10 @@ const _: () = assert!(BUF_LEN <= u16::MAX as usize);
 const CKSUM_PARTIAL: u64 = sys::RTE_MBUF_F_RX_L4_CKSUM_NONE as u64;
 /// The frame's layer 4 checksum was checked or needs no check.
 const CKSUM_GOOD: u64 = sys::RTE_MBUF_F_RX_L4_CKSUM_GOOD as u64;
+
+/// The frame is to be cut as `FrameMeta` says, if a port can't take it whole. DPDK's drivers mark so what they have
+/// received and put together.
+const LARGE: u64 = sys::RTE_MBUF_F_RX_LRO as u64;
 
 /// What is known of a frame's layer 4 checksum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -61,7 +68,13 @@ pub struct TxChecksum {
 struct FrameMeta {
     csum_start: u16,
     csum_offset: u16,
+    segment_size: u16,
+    header_len: u16,
+    gso_type: u8,
+    reserved: [u8; 3],
 }
+
+const _: () = assert!(size_of::<FrameMeta>() == 12);
 
 /// An mbuf that this process owns. It has no destructor: hand it to a ring, a port or the pool.
 #[repr(transparent)]
@@ -186,14 +199,17 @@ impl Mbuf {
         let flags = unsafe { (*self.0.as_ptr()).ol_flags };
         // RX_L4_CKSUM_NONE is both bits, GOOD and BAD, set.
         if flags & CKSUM_PARTIAL == CKSUM_PARTIAL {
-            // SAFETY: a load from the private area; checked below before anyone uses it.
-            let meta = unsafe { self.meta().read_volatile() };
-            let end = usize::from(meta.csum_start) + usize::from(meta.csum_offset) + 2;
+            // SAFETY: loads from the private area; checked below before anyone uses them.
+            let (start, offset) = unsafe {
+                let meta = self.meta();
+                (
+                    (&raw const (*meta).csum_start).read_volatile(),
+                    (&raw const (*meta).csum_offset).read_volatile(),
+                )
+            };
+            let end = usize::from(start) + usize::from(offset) + 2;
             if end <= self.len() {
-                return Checksum::Partial {
-                    start: meta.csum_start,
-                    offset: meta.csum_offset,
-                };
+                return Checksum::Partial { start, offset };
             }
             Checksum::Unknown
         } else if flags & CKSUM_GOOD != 0 {
@@ -210,18 +226,87 @@ impl Mbuf {
             Checksum::Unknown => 0,
             Checksum::Valid => CKSUM_GOOD,
             Checksum::Partial { start, offset } => {
-                // SAFETY: a store into the private area of an mbuf that this process owns.
+                // SAFETY: stores into the private area of an mbuf that this process owns.
                 unsafe {
-                    self.meta().write(FrameMeta {
-                        csum_start: start,
-                        csum_offset: offset,
-                    })
-                };
+                    (*self.meta()).csum_start = start;
+                    (*self.meta()).csum_offset = offset;
+                }
                 CKSUM_PARTIAL
             }
         };
         // SAFETY: a store into the header of an mbuf that this process owns.
         unsafe { (*self.0.as_ptr()).ol_flags = flags };
+    }
+
+    /// Is it to be cut, if a port can't take it whole?
+    #[inline]
+    pub fn is_large(&self) -> bool {
+        // SAFETY: a load from the header of a mapped mbuf.
+        unsafe { (*self.0.as_ptr()).ol_flags & LARGE != 0 }
+    }
+
+    /// Is it one mbuf, and not to be cut?
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        self.segment_count() <= 1 && !self.is_large()
+    }
+
+    /// How the frame is to be cut. Its checksum is half done then, and all headers lie within the first segment, as far
+    /// as their lengths go: [`gso::Segmenter`] looks at the headers themselves.
+    #[cold]
+    pub fn segmentation(&self) -> Option<Segmentation> {
+        if !self.is_large() || !matches!(self.checksum(), Checksum::Partial { .. }) {
+            return None;
+        }
+        // SAFETY: a load from the private area; checked below before anyone uses it.
+        let meta = unsafe { self.meta().read_volatile() };
+        let (kind, ecn) = Kind::from_gso_type(meta.gso_type)?;
+        let segmentation = Segmentation {
+            kind,
+            ecn,
+            size: meta.segment_size,
+            header_len: meta.header_len,
+        };
+        let fits = usize::from(meta.header_len) <= self.len().min(gso::MAX_HEADER);
+        (fits && segmentation.size_is_sound()).then_some(segmentation)
+    }
+
+    /// Says how the frame, whose checksum was said to be half done, is to be cut.
+    #[cold]
+    pub fn set_segmentation(&mut self, segmentation: Segmentation) {
+        // SAFETY: stores into header and private area of an mbuf that this process owns.
+        unsafe {
+            let meta = self.meta();
+            (*meta).segment_size = segmentation.size;
+            (*meta).header_len = segmentation.header_len;
+            (*meta).gso_type = segmentation.gso_type();
+            (*self.0.as_ptr()).ol_flags |= LARGE;
+        }
+    }
+
+    /// Takes over what is known of `other`, a frame of the same bytes: its checksum, and how it is to be cut.
+    #[inline]
+    pub fn set_offloads_of(&mut self, other: &Mbuf) {
+        self.set_checksum(other.checksum());
+        if let Some(segmentation) = other.is_large().then(|| other.segmentation()).flatten() {
+            self.set_segmentation(segmentation);
+        }
+    }
+
+    /// Moves what is known of places in the frame by `by` bytes, as its headers have moved.
+    #[inline]
+    pub fn shift_offloads(&mut self, by: i16) {
+        // SAFETY: loads and stores in header and private area of an mbuf that this process owns.
+        unsafe {
+            let flags = (*self.0.as_ptr()).ol_flags;
+            let meta = self.meta();
+            if flags & CKSUM_PARTIAL == CKSUM_PARTIAL {
+                (*meta).csum_start = (*meta).csum_start.saturating_add_signed(by);
+            }
+            if flags & LARGE != 0 {
+                (*meta).header_len = (*meta).header_len.saturating_add_signed(by);
+            }
+        }
     }
 
     /// Asks the driver that gets this frame next to complete its layer 4 checksum, which is half done.
@@ -244,6 +329,29 @@ impl Mbuf {
             (*m).ol_flags = version | protocol;
             (*m).__bindgen_anon_3.tx_offload =
                 u64::from(place.l2_len & 0x7f) | u64::from(place.l3_len & 0x1ff) << 7;
+        }
+    }
+
+    /// Asks the driver that gets this frame next to cut it: TCP, with the sum of a pseudo header without a length in its
+    /// checksum. `ip_checksum`: and to make the segments' IPv4 header checksums, where the frame has zero.
+    #[cold]
+    pub fn request_segmentation(&mut self, place: TxChecksum, segmentation: Segmentation, ip_checksum: bool) {
+        self.request_checksum(place);
+        let l4_len = segmentation
+            .header_len
+            .saturating_sub(place.l2_len + place.l3_len);
+        let ip_checksum = if ip_checksum {
+            sys::RTE_MBUF_F_TX_IP_CKSUM
+        } else {
+            0
+        };
+        let m = self.0.as_ptr();
+        // SAFETY: stores into the header of an mbuf that this process owns. In `tx_offload`, l4_len is the eight bits above
+        // l3_len, and tso_segsz the sixteen above those.
+        unsafe {
+            (*m).ol_flags |= sys::RTE_MBUF_F_TX_TCP_SEG | ip_checksum;
+            (*m).__bindgen_anon_3.tx_offload |=
+                u64::from(l4_len & 0xff) << 16 | u64::from(segmentation.size) << 24;
         }
     }
 
@@ -296,6 +404,32 @@ impl Mbuf {
             (*last).next = std::ptr::null_mut();
             (*self.0.as_ptr()).nb_segs = 1 + rest.len() as u16;
             (*self.0.as_ptr()).pkt_len = total as u32;
+        }
+    }
+
+    /// Takes the later segments off a frame that the switch delivered; each is an mbuf of its own then.
+    #[cold]
+    pub fn split(&mut self) -> ArrayVec<Mbuf, MAX_SEGMENTS> {
+        let mut rest = ArrayVec::new();
+        let mut next = self.next_address();
+        for _ in 1..self.segment_count().min(MAX_SEGMENTS) {
+            // SAFETY: the switch links mbufs that this process owns from then on.
+            let Some(mut segment) = (unsafe { Mbuf::from_address(next) }) else {
+                break;
+            };
+            next = segment.next_address();
+            segment.cut_off();
+            rest.push(segment);
+        }
+        self.cut_off();
+        rest
+    }
+
+    fn cut_off(&mut self) {
+        // SAFETY: stores into the header of an mbuf that this process owns.
+        unsafe {
+            (*self.0.as_ptr()).nb_segs = 1;
+            (*self.0.as_ptr()).next = std::ptr::null_mut();
         }
     }
 
@@ -396,6 +530,12 @@ impl Mbuf {
         self.set_checksum(checksum);
     }
 
+    /// Bytes that fit behind this segment's.
+    pub fn tailroom(&self) -> usize {
+        let (off, len) = self.span();
+        BUF_LEN - off - len
+    }
+
     /// Adds `bytes` behind this segment's; false, and nothing changed, where the buffer has no room for them.
     pub fn append(&mut self, bytes: &[u8]) -> bool {
         let (off, len) = self.span();
@@ -473,6 +613,13 @@ mod tests {
             parts.set_l2_len(14);
             parts.set_l3_len(20);
             assert_eq!(m.__bindgen_anon_3.tx_offload, 14 | 20 << 7);
+            let parts = &mut m.__bindgen_anon_3.__bindgen_anon_1;
+            parts.set_l4_len(32);
+            parts.set_tso_segsz(1448);
+            assert_eq!(
+                m.__bindgen_anon_3.tx_offload,
+                14 | 20 << 7 | 32 << 16 | 1448 << 24
+            );
         }
         assert_eq!(CKSUM_PARTIAL, CKSUM_GOOD | sys::RTE_MBUF_F_RX_L4_CKSUM_BAD as u64);
     }

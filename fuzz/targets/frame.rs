@@ -3,10 +3,10 @@
 #![no_main]
 
 use arbitrary::Arbitrary;
-use dpdk_vswitchd::datapath::csum;
 use dpdk_vswitchd::datapath::parse::{self, HEADER_LEN, TAG_LEN, Tag};
 use dpdk_vswitchd::datapath::vlan::{Egress, VlanPolicy};
 use libfuzzer_sys::fuzz_target;
+use vswitch_common::csum;
 
 #[derive(Arbitrary, Debug)]
 enum Mode {

@@ -16,13 +16,17 @@ use dpdk_qemu_shim::pump::{Lane, Seat, State};
 use dpdk_qemu_shim::virtqueue::testing::{INDIRECT, NEXT, WRITE};
 use dpdk_qemu_shim::virtqueue::{SplitQueue, Virtqueue};
 use libfuzzer_sys::fuzz_target;
-use vswitch_common::mbuf::{Checksum, DATA_ROOM};
+use vswitch_common::gso::{Kind, Segmentation};
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS};
 use vswitch_fuzz::guest::{Address, Guest, Length};
 use vswitch_fuzz::leaks;
 use vswitch_fuzz::split::{Buffer, Ring, descriptor};
 
-/// Feature bits that a driver may choose from: CSUM, GUEST_CSUM, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, VERSION_1.
-const FEATURES: [u32; 6] = [0, 1, 15, 28, 29, 32];
+/// Feature bits that a driver may choose from: CSUM, GUEST_CSUM, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, VERSION_1; and of
+/// large frames GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN, GUEST_USO4, GUEST_USO6, HOST_USO.
+const FEATURES: [u32; 15] = [0, 1, 15, 28, 29, 32, 7, 8, 9, 11, 12, 13, 54, 55, 56];
+/// Bytes of the longest frame.
+const LONGEST: usize = MAX_SEGMENTS * DATA_ROOM;
 /// Steps in which everything that can wait must be done.
 const ENOUGH: usize = 1024;
 
@@ -72,10 +76,13 @@ enum Op {
     /// The driver resets a queue.
     Reset(Side),
     Forget,
-    /// The switch sends.
+    /// The switch sends a frame that begins with `head`.
     Deliver {
         len: u16,
+        head: [u8; 60],
         checksum: Option<(u16, u16)>,
+        /// virtio's number of the kind, and bytes a segment.
+        segmentation: Option<(u8, u16)>,
     },
     /// The switch takes so many frames at most.
     Room(u8),
@@ -87,7 +94,7 @@ enum Op {
 
 #[derive(Arbitrary, Debug)]
 struct Input {
-    features: u8,
+    features: u16,
     sizes: [u8; 2],
     buffers: u8,
     ops: Vec<Op>,
@@ -200,18 +207,29 @@ impl Bench {
         ring.publish(&mut self.guest, index % ring.size);
     }
 
-    fn deliver(&mut self, len: u16, checksum: Option<(u16, u16)>) {
-        let len = usize::from(len) % (DATA_ROOM + 1);
-        let checksum = checksum.map_or(Checksum::Unknown, |(start, offset)| Checksum::Partial {
-            start,
-            offset,
-        });
+    fn deliver(
+        &mut self,
+        len: u16,
+        head: &[u8; 60],
+        checksum: Option<(u16, u16)>,
+        segmentation: Option<(u8, u16)>,
+    ) {
+        let mut bytes = vec![0; usize::from(len).max(1)];
+        let known = head.len().min(bytes.len());
+        bytes[..known].copy_from_slice(&head[..known]);
         let sent = self.port.switch(|switch| {
-            let Some(mut mbuf) = switch.buffers.empty() else {
+            if switch.buffers.available() < bytes.len().div_ceil(DATA_ROOM) {
                 return 0;
-            };
-            mbuf.set_frame(len, checksum);
-            switch.frames.push_back(mbuf);
+            }
+            let mut frame = switch.buffers.frame(&bytes);
+            if let Some((start, offset)) = checksum {
+                frame.set_checksum(Checksum::Partial { start, offset });
+                let cut = segmentation
+                    .and_then(|(kind, size)| Some((Kind::from_gso_type(kind)?, size)))
+                    .and_then(|((kind, ecn), size)| Segmentation::new(kind, ecn, size, start, frame.data()));
+                cut.into_iter().for_each(|cut| frame.set_segmentation(cut));
+            }
+            switch.frames.push_back(frame);
             1
         });
         self.delivered += sent;
@@ -219,7 +237,7 @@ impl Bench {
 
     fn collect(&mut self) {
         let frames = self.port.collect();
-        assert!(frames.iter().all(|frame| (14..=DATA_ROOM).contains(&frame.len())));
+        assert!(frames.iter().all(|frame| (14..=LONGEST).contains(&frame.len())));
         self.collected += frames.len() as u64;
     }
 
@@ -303,7 +321,12 @@ impl Bench {
             }
             Op::Reset(side) => self.start(side),
             Op::Forget => self.state.forget_frames(),
-            Op::Deliver { len, checksum } => self.deliver(len, checksum),
+            Op::Deliver {
+                len,
+                ref head,
+                checksum,
+                segmentation,
+            } => self.deliver(len, head, checksum, segmentation),
             Op::Room(room) => self.port.switch(|switch| switch.room = room.into()),
             Op::Collect => self.collect(),
             Op::Plugged(false) => {

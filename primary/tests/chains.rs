@@ -1,16 +1,24 @@
-//! Frames of several mbufs on a real pool: passed on, joined, copied, given back; and with links that lie.
+//! Frames of several mbufs on a real pool: passed on, joined, copied, cut, given back; and with links that lie.
 
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use arrayvec::ArrayVec;
 use dpdk_vswitchd::datapath::ledger::{Ledger, Owner};
+use dpdk_vswitchd::datapath::{gso, offload};
+use vswitch_common::csum;
 use vswitch_common::eal::Eal;
+use vswitch_common::ethdev::Offloads;
+use vswitch_common::gso::{Kind, Segmentation};
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
 use vswitch_common::mempool::Pool;
 
 /// Places in `struct rte_mbuf`.
 const NB_SEGS: usize = 20;
+const PKT_LEN: usize = 36;
 const NEXT: usize = 64;
+const TX_OFFLOAD: usize = 72;
+/// Flags there: TX_TCP_SEG, TX_TCP_CKSUM, TX_IP_CKSUM and TX_IPV4.
+const LEFT_TO_NIC: u64 = 1 << 50 | 1 << 52 | 1 << 54 | 1 << 55;
 
 /// EAL without hugepages and a pool: once a process, for one test at a time.
 fn ledger() -> MutexGuard<'static, Ledger> {
@@ -181,5 +189,303 @@ fn links_that_lie_are_not_followed() {
         }
         let other = ledger.take(other.address(), clients).unwrap();
         ledger.free(other);
+    });
+}
+
+const CLIENT: Owner = Owner::client(3, 0);
+const OTHER: Owner = Owner::client(4, 0);
+
+/// Addresses of a frame's mbufs, all of which become `owner`'s.
+fn give_to(ledger: &Ledger, frame: &Mbuf, owner: Owner) -> Vec<usize> {
+    let mut addresses = vec![frame.address()];
+    for i in 1..frame.segment_count() {
+        // SAFETY: an mbuf of this test's frame.
+        let last = unsafe { Mbuf::from_address(addresses[i - 1]) }.unwrap();
+        addresses.push(last.next_address());
+    }
+    for &address in &addresses {
+        assert!(ledger.pass(address, Owner::SWITCH, owner).is_some());
+    }
+    addresses
+}
+
+#[test]
+fn a_clients_chain_is_taken_over_whole() {
+    with_ledger(|ledger| {
+        for (lengths, segments) in [
+            (&[DATA_ROOM, DATA_ROOM, 1][..], 3),
+            (&[DATA_ROOM; MAX_SEGMENTS], MAX_SEGMENTS),
+            // Joined, since it fits.
+            (&[100, 1, 900], 1),
+        ] {
+            let chain = frame(ledger, lengths);
+            let before = bytes(&chain);
+            let addresses = give_to(ledger, &chain, CLIENT);
+            scribble(&chain, PKT_LEN, 77u32);
+            let (taken, mbufs) = ledger.take_frame(addresses[0], CLIENT);
+            let taken = taken.unwrap();
+            assert_eq!(mbufs as usize, lengths.len());
+            assert_eq!(
+                (taken.segment_count(), taken.frame_len()),
+                (segments, before.len())
+            );
+            assert_eq!(bytes(&taken), before);
+            assert_eq!(ledger.owned(CLIENT), 0);
+            ledger.free(taken);
+        }
+    });
+}
+
+/// What was the client's comes back, what was not stays where it is.
+#[test]
+fn a_clients_chain_that_lies_is_no_frame() {
+    with_ledger(|ledger| {
+        let theirs = frame(ledger, &[60]);
+        ledger.give(&theirs, OTHER);
+        let passing = ledger.adopt(frame(ledger, &[DATA_ROOM, 60])).unwrap();
+        let marked = passing.next_address();
+        let lies: [(usize, usize, u32); 8] = [
+            // Which segment's link, where it leads (1 and up: to that segment), and how many mbufs are taken.
+            (1, 0, 2),
+            (1, usize::MAX - 7, 2),
+            (1, theirs.address(), 2),
+            (1, theirs.address() + 64, 2),
+            (1, marked, 2),
+            (1, passing.address(), 2),
+            // The first once more, and the last.
+            (1, 1, 2),
+            (2, 2, 3),
+        ];
+        for (at, link, mbufs) in lies {
+            let chain = frame(ledger, &[DATA_ROOM, DATA_ROOM, DATA_ROOM, 5]);
+            let addresses = give_to(ledger, &chain, CLIENT);
+            // SAFETY: an mbuf of this test's frame.
+            let liar = unsafe { Mbuf::from_address(addresses[at]) }.unwrap();
+            scribble(
+                &liar,
+                NEXT,
+                if link < 4 && link > 0 {
+                    addresses[link - 1]
+                } else {
+                    link
+                },
+            );
+            let (taken, count) = ledger.take_frame(addresses[0], CLIENT);
+            assert!(taken.is_none());
+            assert_eq!((count, ledger.owned(CLIENT)), (mbufs, 4 - mbufs as usize));
+            assert_eq!(ledger.reclaim(CLIENT..=CLIENT), 4 - mbufs as usize);
+        }
+        assert_eq!(ledger.owned(OTHER), 1);
+        assert_eq!(bytes(&passing).len(), DATA_ROOM + 60);
+        ledger.free(passing);
+        ledger.free(ledger.take(theirs.address(), OTHER).unwrap());
+    });
+}
+
+#[test]
+fn a_clients_chain_has_no_empty_segments_and_not_too_many() {
+    with_ledger(|ledger| {
+        let chain = frame(ledger, &[DATA_ROOM, 0, 60]);
+        let addresses = give_to(ledger, &chain, CLIENT);
+        let (taken, count) = ledger.take_frame(addresses[0], CLIENT);
+        assert!(taken.is_none() && count == 3);
+        let chain = frame(ledger, &[60; MAX_SEGMENTS + 1]);
+        let addresses = give_to(ledger, &chain, CLIENT);
+        let (taken, count) = ledger.take_frame(addresses[0], CLIENT);
+        assert!(taken.is_none() && count as usize == MAX_SEGMENTS);
+        assert_eq!(ledger.reclaim(CLIENT..=CLIENT), 1);
+    });
+}
+
+#[test]
+fn a_chain_becomes_the_receivers_to_the_last_mbuf() {
+    with_ledger(|ledger| {
+        let chain = frame(ledger, &[DATA_ROOM, DATA_ROOM, 9]);
+        let before = bytes(&chain);
+        let addresses = give_to(ledger, &chain, CLIENT);
+        let mut taken = ledger.take_frame(addresses[0], CLIENT).0.unwrap();
+        assert_eq!(ledger.give_rest(&mut taken, OTHER), 2);
+        ledger.give(&taken, OTHER);
+        assert_eq!((ledger.owned(CLIENT), ledger.owned(OTHER)), (0, 3));
+        assert_eq!(bytes(&taken), before);
+        // Given back one by one, in any order and with links as they were.
+        for address in [addresses[1], addresses[0], addresses[2]] {
+            let mbuf = ledger.take(address, OTHER).unwrap();
+            ledger.free_singles(&mut ArrayVec::from([mbuf]));
+        }
+    });
+}
+
+/// A link that the client breaks while the switch has the chain: what gets lost by that comes back with its client.
+#[test]
+fn segments_that_a_client_hid_come_back_with_it() {
+    with_ledger(|ledger| {
+        let chain = frame(ledger, &[DATA_ROOM, DATA_ROOM, DATA_ROOM]);
+        let addresses = give_to(ledger, &chain, CLIENT);
+        let taken = ledger.take_frame(addresses[0], CLIENT).0.unwrap();
+        scribble(&taken, NEXT, 0usize);
+        ledger.free(taken);
+        assert_eq!(ledger.reclaim(OTHER..=OTHER), 0);
+        assert_eq!(ledger.reclaim(CLIENT..=CLIENT), 2);
+    });
+}
+
+/// Of Ethernet, IPv4 and TCP, with `payload` bytes behind them and its checksum half done, cut into pieces of `size` bytes.
+fn tcp(ledger: &Ledger, payload: usize, size: u16) -> Mbuf {
+    let lengths: Vec<usize> = (0..54 + payload)
+        .step_by(DATA_ROOM)
+        .map(|at| DATA_ROOM.min(54 + payload - at))
+        .collect();
+    let mut frame = frame(ledger, &lengths);
+    let header = frame.data_mut();
+    header[12..24].copy_from_slice(&[8, 0, 0x45, 0, 0, 0, 0, 1, 0x40, 0, 64, 6]);
+    header[46..48].copy_from_slice(&[0x50, 0x10]);
+    frame.set_checksum(Checksum::Partial {
+        start: 34,
+        offset: 16,
+    });
+    let segmentation = Segmentation::new(Kind::Tcp4, false, size, 34, frame.data());
+    frame.set_segmentation(segmentation.unwrap());
+    frame
+}
+
+#[test]
+fn a_large_frame_is_cut_into_frames_of_their_own() {
+    with_ledger(|ledger| {
+        // Segments of one mbuf, and of several.
+        for (payload, size, count) in [(60_000, 1448, 42), (60_000, 8948, 7), (1900, 1000, 2)] {
+            let large = tcp(ledger, payload, size);
+            let before = bytes(&large);
+            let addresses = give_to(ledger, &large, CLIENT);
+            let large = ledger.take_frame(addresses[0], CLIENT).0.unwrap();
+            let longest = 54 + usize::from(size);
+            assert!(gso::segments_fit(&large, longest) && !gso::segments_fit(&large, longest - 1));
+            let mut payloads = Vec::new();
+            let made = gso::cut(ledger, large, |segment| {
+                let segment = segment.unwrap();
+                let whole = bytes(&segment);
+                assert_eq!(
+                    usize::from(u16::from_be_bytes([whole[16], whole[17]])),
+                    whole.len() - 14
+                );
+                assert_eq!(segment.frame_len(), whole.len());
+                assert_eq!(
+                    segment.checksum(),
+                    Checksum::Partial {
+                        start: 34,
+                        offset: 16
+                    }
+                );
+                assert!(segment.segmentation().is_none());
+                payloads.extend_from_slice(&whole[54..]);
+                ledger.free(segment);
+            });
+            assert_eq!(made, count);
+            assert_eq!(payloads, before[54..]);
+        }
+    });
+}
+
+#[test]
+fn a_frame_cut_with_an_empty_pool_costs_nothing_but_itself() {
+    with_ledger(|ledger| {
+        let large = ledger.adopt(tcp(ledger, 20_000, 8948)).unwrap();
+        let mut hoard = Vec::new();
+        let mut some = ArrayVec::<Mbuf, 1>::new();
+        // Seven are left: for a segment of five, not for the next, and for the last of two.
+        while ledger.pool().available() > 7 && ledger.pool().alloc_n(&mut some, 1) {
+            hoard.extend(some.drain(..));
+        }
+        let mut whole = Vec::new();
+        assert_eq!(gso::cut(ledger, large, |segment| whole.push(segment)), 3);
+        let came: Vec<bool> = whole.iter().map(Option::is_some).collect();
+        assert_eq!(came, [true, false, true]);
+        for mbuf in whole.into_iter().flatten().chain(hoard) {
+            ledger.free(mbuf);
+        }
+    });
+}
+
+/// A frame whose headers a client rewrites after it has handed it over.
+#[test]
+fn headers_that_lie_are_not_cut() {
+    with_ledger(|ledger| {
+        for (at, byte) in [(12, 9), (14, 0x44), (23, 17), (46, 0x40), (46, 0xf0)] {
+            let mut large = ledger.adopt(tcp(ledger, 5000, 1448)).unwrap();
+            large.data_mut()[at] = byte;
+            let made = gso::cut(ledger, large, |segment| ledger.free(segment.unwrap()));
+            assert_eq!(made, 0, "byte {at} is {byte:#x}");
+        }
+    });
+}
+
+#[test]
+fn a_copy_of_a_large_frame_is_as_large() {
+    with_ledger(|ledger| {
+        let large = ledger.adopt(tcp(ledger, 5000, 1448)).unwrap();
+        let copy = ledger.copy(&large).unwrap();
+        assert_eq!(copy.segmentation(), large.segmentation());
+        assert!(copy.segmentation().is_some());
+        assert_eq!((copy.checksum(), bytes(&copy)), (large.checksum(), bytes(&large)));
+        ledger.free(large);
+        ledger.free(copy);
+    });
+}
+
+#[test]
+fn a_chains_checksum_is_completed_across_it() {
+    with_ledger(|ledger| {
+        let mut long = ledger.adopt(tcp(ledger, 5001, 1448)).unwrap();
+        long.set_checksum(Checksum::Partial {
+            start: 34,
+            offset: 16,
+        });
+        let mut expected = bytes(&long);
+        csum::complete(&mut expected, 34, 16);
+        offload::ready_for_driver(&mut long, ledger, &Offloads::default());
+        assert_eq!(long.checksum(), Checksum::Unknown);
+        assert_eq!(bytes(&long), expected);
+        ledger.free(long);
+    });
+}
+
+/// What DPDK asks for (rte_mbuf_core.h, RTE_MBUF_F_TX_TCP_SEG).
+#[test]
+fn a_nic_gets_a_large_frame_as_dpdk_wants_it() {
+    let nic = Offloads {
+        tx_segmentation: true,
+        tx_ipv4_checksum: true,
+        tx_tcp_checksum: true,
+        ..Offloads::default()
+    };
+    with_ledger(|ledger| {
+        let mut large = ledger.adopt(tcp(ledger, 5001, 1448)).unwrap();
+        assert!(!offload::leave_to_nic(&mut large, &Offloads::default()));
+        assert!(offload::leave_to_nic(&mut large, &nic));
+        // SAFETY: the header of an mbuf of this test.
+        let (flags, places) = unsafe {
+            let header = large.address() as *const u8;
+            (
+                header.add(24).cast::<u64>().read(),
+                header.add(TX_OFFLOAD).cast::<u64>().read(),
+            )
+        };
+        assert_eq!(flags, LEFT_TO_NIC);
+        assert_eq!(places, 14 | 20 << 7 | 20 << 16 | 1448 << 24);
+        let whole = bytes(&large);
+        assert_eq!(whole[24..26], [0, 0], "IPv4's checksum");
+        let mut sum = csum::Sum::default();
+        sum.add(&whole[26..34]);
+        sum.add(&[0, 6]);
+        assert_eq!(
+            whole[50..52],
+            sum.fold().to_be_bytes(),
+            "the pseudo header's, without a length"
+        );
+        ledger.free(large);
+        // Dwarfs look like an attack to some NICs.
+        let mut small = ledger.adopt(tcp(ledger, 5001, 100)).unwrap();
+        assert!(!offload::leave_to_nic(&mut small, &nic));
+        ledger.free(small);
     });
 }

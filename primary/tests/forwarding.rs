@@ -15,16 +15,18 @@ use dpdk_vswitchd::datapath::snapshot::{Bridge, Snapshot};
 use dpdk_vswitchd::datapath::vlan::VlanPolicy;
 use proptest::prelude::*;
 use vswitch_common::eal::Eal;
-use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::gso::{Kind, Segmentation};
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
 use vswitch_common::mempool::Pool;
 use vswitch_common::port::doorbell;
 use vswitch_common::port::layout::ControlBlocks;
-use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE};
+use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, QUOTA, RX_RING_SIZE, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingMemory};
 use vswitch_common::stats::{Counter, PortBlock, Segment, segment_name};
 
 const PORTS: usize = 4;
-const MTU: usize = 1500;
+/// Of each port.
+const MTUS: [usize; PORTS] = [1500, 9000, 9000, 1500];
 const NOW: Moment = Moment {
     ticks: 1000,
     seconds: 10,
@@ -108,7 +110,7 @@ impl<'a> Fixture<'a> {
                 index: index as u16,
                 bridge: 0,
                 vlan: vlan.clone(),
-                max_frame: MTU + FRAME_OVERHEAD,
+                max_frame: MTUS[index] + FRAME_OVERHEAD,
                 limiter: None,
                 io: Io::Client(Arc::new(session)),
             };
@@ -154,8 +156,8 @@ impl<'a> Fixture<'a> {
         }
     }
 
-    /// Client `index` sends `bytes`.
-    fn send(&mut self, index: usize, bytes: &[u8]) {
+    /// An mbuf of client `index` with `bytes` in it.
+    fn mbuf(&mut self, index: usize, bytes: &[u8]) -> Mbuf {
         let mut entry = [0];
         if self.clients[index].alloc.dequeue(&mut entry).unwrap() == 0 {
             self.poll(index);
@@ -169,7 +171,27 @@ impl<'a> Fixture<'a> {
         let mut mbuf = unsafe { Mbuf::from_address(entry[0]) }.unwrap();
         mbuf.room_mut()[..bytes.len()].copy_from_slice(bytes);
         mbuf.set_frame(bytes.len(), Checksum::Unknown);
-        assert_eq!(self.clients[index].tx.enqueue(&[mbuf]).unwrap(), 1);
+        mbuf
+    }
+
+    /// Client `index` sends `bytes`, in as many mbufs as it takes.
+    fn send(&mut self, index: usize, bytes: &[u8]) {
+        self.send_as(index, bytes, |_| {});
+    }
+
+    /// The same, with what `finish` adds to the first mbuf.
+    fn send_as(&mut self, index: usize, bytes: &[u8], finish: impl FnOnce(&mut Mbuf)) {
+        let (first, rest) = bytes.split_at(bytes.len().min(DATA_ROOM));
+        let mut first = self.mbuf(index, first);
+        let rest: Vec<Mbuf> = rest
+            .chunks(DATA_ROOM)
+            .map(|part| self.mbuf(index, part))
+            .collect();
+        if !rest.is_empty() {
+            first.chain(&rest);
+        }
+        finish(&mut first);
+        assert_eq!(self.clients[index].tx.enqueue(&[first]).unwrap(), 1);
         self.poll(index);
     }
 
@@ -181,8 +203,10 @@ impl<'a> Fixture<'a> {
             let n = self.clients[index].rx.dequeue(&mut entries).unwrap();
             for &address in &entries[..n] {
                 // SAFETY: a frame that the switch gave to this client.
-                let mbuf = unsafe { Mbuf::from_address(address) }.unwrap();
+                let mut mbuf = unsafe { Mbuf::from_address(address) }.unwrap();
                 frames.push(mbuf.segments().flatten().copied().collect());
+                let rest = mbuf.split();
+                self.clients[index].free.enqueue(&rest).unwrap();
                 self.clients[index].free.enqueue(&[mbuf]).unwrap();
             }
             if n < entries.len() {
@@ -328,7 +352,7 @@ impl Model {
                     (false, true) => [&frame[..12], &[0x81, 0], &vlan.to_be_bytes(), &frame[12..]].concat(),
                     (false, false) => frame.to_vec(),
                 };
-                (out.len() <= MTU + FRAME_OVERHEAD).then_some((port, out))
+                (out.len() <= MTUS[port] + FRAME_OVERHEAD).then_some((port, out))
             })
             .collect()
     }
@@ -363,7 +387,7 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
     });
     let tags = proptest::collection::vec(tag, 0..3).prop_map(|tags| tags.concat());
     let kind = prop_oneof![Just([8u8, 0]), Just([8, 6]), Just([0x86, 0xdd]), Just([0, 46])];
-    let len = prop_oneof![6 => 0usize..100, 2 => 1400usize..1600];
+    let len = prop_oneof![6 => 0usize..100, 2 => 1400usize..1600, 1 => 1900usize..2200, 1 => 8900usize..9100];
     let cut = prop_oneof![9 => Just(usize::MAX), 1 => 0usize..20];
     (mac(), mac(), tags, kind, len, cut, any::<u8>()).prop_map(|(dst, src, tags, kind, len, cut, fill)| {
         let mut bytes = [&dst[..], &src, &tags, &kind, &vec![fill; len]].concat();
@@ -431,7 +455,7 @@ proptest! {
                 2 => theirs[number % theirs.len()],
                 // Its own, perhaps for the second time, with a header that lies.
                 _ => {
-                    scribble(mine, number, lengths, &theirs);
+                    scribble(mine, number, lengths, &theirs, &own);
                     mine
                 }
             };
@@ -451,24 +475,161 @@ proptest! {
     }
 }
 
-/// Overwrites what a client may: lengths, offsets, flags, the segment count and the link of one of its mbufs.
-fn scribble(address: usize, number: usize, [offset, len, segments, flags]: [u16; 4], theirs: &[usize]) {
-    let link = match number % 4 {
+/// Overwrites what a client may: lengths, offsets, flags, the segment count and the link of one of its mbufs, and what it
+/// says of checksum and segmentation.
+fn scribble(
+    address: usize,
+    number: usize,
+    [offset, len, segments, flags]: [u16; 4],
+    theirs: &[usize],
+    own: &[usize],
+) {
+    let link = match number % 5 {
         0 => 0,
         1 => address,
         2 => theirs[number % theirs.len()],
+        3 => own[number / 5 % own.len()],
         _ => number,
     };
     let header = address as *mut u8;
     // SAFETY: an mbuf of the pool, whose header has these fields at these offsets (asserted in the mbuf module).
     unsafe {
         header.add(16).cast::<u16>().write(offset);
-        header.add(20).cast::<u16>().write(segments % 40);
-        header.add(24).cast::<u64>().write(u64::from(flags));
+        header
+            .add(20)
+            .cast::<u16>()
+            .write(segments % if number.is_multiple_of(3) { 3 } else { 40 });
+        header
+            .add(24)
+            .cast::<u64>()
+            .write(u64::from(flags) << (number % 3));
         header.add(36).cast::<u32>().write(u32::from(len) << (number % 8));
         header.add(40).cast::<u16>().write(len);
         header.add(64).cast::<usize>().write(link);
+        header.add(128).cast::<[u16; 6]>().write([
+            offset % 99,
+            16,
+            len,
+            segments % 99,
+            [1, 4, 5, flags][number % 4],
+            0,
+        ]);
     }
+}
+
+/// A large TCP frame of `payload` bytes to client 1, and how it is to be cut.
+fn large(payload: usize, size: u16) -> (Vec<u8>, Segmentation) {
+    let mut bytes = [
+        2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0, 0x45, 0, 0, 0, 0, 1, 0, 0, 64, 6,
+    ]
+    .to_vec();
+    bytes.resize(46, 7);
+    bytes.extend([0x50, 0x10]);
+    bytes.resize(54 + payload, 9);
+    let segmentation = Segmentation::new(Kind::Tcp4, false, size, 34, &bytes).unwrap();
+    (bytes, segmentation)
+}
+
+/// To a client a large frame goes whole, tag or not, if its segments are no longer than the port's frames may be.
+#[test]
+fn large_frames_pass_by_the_length_of_their_segments() {
+    let bench = bench();
+    let mut fixture = Fixture::new(
+        &bench,
+        &[
+            VlanPolicy::access(5),
+            VlanPolicy::trunk(&[5]),
+            VlanPolicy::access(5),
+            VlanPolicy::access(5),
+        ],
+    );
+    let partial = Checksum::Partial {
+        start: 34,
+        offset: 16,
+    };
+    let send = |fixture: &mut Fixture<'_>, size| {
+        let (bytes, segmentation) = large(60_000, size);
+        fixture.send_as(0, &bytes, |first| {
+            first.set_checksum(partial);
+            first.set_segmentation(segmentation);
+        });
+        bytes
+    };
+    // Flooded: port 1 has it tagged, the others as it is.
+    let bytes = send(&mut fixture, 1448);
+    let tagged = [&bytes[..12], &[0x81, 0, 0, 5], &bytes[12..]].concat();
+    let mut entry = [0];
+    assert_eq!(fixture.clients[1].rx.dequeue(&mut entry).unwrap(), 1);
+    // SAFETY: a frame that the switch gave to this client.
+    let mut frame = unsafe { Mbuf::from_address(entry[0]) }.unwrap();
+    assert_eq!(frame.segments().flatten().copied().collect::<Vec<u8>>(), tagged);
+    let segmentation = frame.segmentation().unwrap();
+    assert_eq!((segmentation.size, segmentation.header_len), (1448, 58));
+    let shifted = Checksum::Partial {
+        start: 38,
+        offset: 16,
+    };
+    assert_eq!(frame.checksum(), shifted);
+    fixture.clients[1].free.enqueue(&frame.split()).unwrap();
+    fixture.clients[1].free.enqueue(&[frame]).unwrap();
+    assert_eq!(
+        [fixture.received(2), fixture.received(3)],
+        [[bytes.clone()], [bytes]]
+    );
+    // Segments too long for port 3 only.
+    let bytes = send(&mut fixture, 2000);
+    assert_eq!(fixture.received(1).len(), 1);
+    assert_eq!(fixture.received(2), [bytes]);
+    assert!(fixture.received(3).is_empty());
+    assert_eq!(fixture.total(3, Counter::TxDropTooLong), 1);
+    fixture.end();
+}
+
+/// A client that gives nothing back gets chains up to its share, less what it needs to send; each mbuf of them counts.
+#[test]
+fn chains_count_by_their_mbufs() {
+    let bench = bench();
+    let mut fixture = Fixture::new(&bench, &vec![VlanPolicy::access(0); PORTS]);
+    let hello = [[2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 2]].concat();
+    fixture.send(1, &[&hello[..], &[0; 48]].concat());
+    (0..PORTS).for_each(|port| drop(fixture.received(port)));
+    let (bytes, segmentation) = large((MAX_SEGMENTS - 1) * DATA_ROOM, 1448);
+    for _ in 0..60 {
+        fixture.send_as(0, &bytes, |first| {
+            first.set_checksum(Checksum::Partial {
+                start: 34,
+                offset: 16,
+            });
+            first.set_segmentation(segmentation);
+        });
+        // What client 1 may have for its own frames is topped up meanwhile.
+        fixture.poll(1);
+    }
+    let sent = fixture.total(1, Counter::TxPackets) as usize;
+    assert_eq!(sent as u64 + fixture.total(1, Counter::TxDropQuota), 60);
+    let owned = bench.ledger.owned(Owner::client(1, 0));
+    assert!(
+        sent > 10 && owned >= sent * MAX_SEGMENTS,
+        "{owned} mbufs for {sent}"
+    );
+    assert!(owned <= (QUOTA - ALLOC_RING_SIZE) as usize);
+    // It can send, and get small frames.
+    fixture.send(1, &[&hello[..], &[0; 48]].concat());
+    assert_eq!(fixture.received(2).len(), 1);
+    fixture.send(0, &bytes[..60]);
+    assert_eq!(fixture.total(1, Counter::TxPackets) as usize, sent + 1);
+    // And all again, once it has given back.
+    assert_eq!(fixture.received(1).len(), sent + 1);
+    (0..60).for_each(|_| fixture.poll(1));
+    fixture.send_as(0, &bytes, |first| {
+        first.set_checksum(Checksum::Partial {
+            start: 34,
+            offset: 16,
+        });
+        first.set_segmentation(segmentation);
+    });
+    assert_eq!(fixture.received(1), [bytes]);
+    fixture.end();
 }
 
 /// Without an mbuf left a flood reaches the port that needs no copy, the others count why not; known destinations are

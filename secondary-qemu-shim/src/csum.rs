@@ -1,47 +1,7 @@
-//! The Internet checksum (RFC 1071), to complete a half-done one for a guest that can't.
+//! Completes half-done checksums for a guest that can't.
 
+use vswitch_common::csum::Sum;
 use vswitch_common::mbuf::{Checksum, Mbuf};
-
-/// A running one's complement sum over bytes that may come in pieces of any length.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    total: u64,
-    /// An odd number of bytes was added: the next one is a low half.
-    odd: bool,
-}
-
-impl Sum {
-    fn add(&mut self, mut bytes: &[u8]) {
-        if self.odd
-            && let Some((first, rest)) = bytes.split_first()
-        {
-            self.total += u64::from(*first);
-            self.odd = false;
-            bytes = rest;
-        }
-        let (words, tail) = bytes.as_chunks::<4>();
-        for word in words {
-            self.total += u64::from(u32::from_be_bytes(*word));
-        }
-        let (pairs, last) = tail.as_chunks::<2>();
-        for pair in pairs {
-            self.total += u64::from(u16::from_be_bytes(*pair));
-        }
-        if let [byte] = last {
-            self.total += u64::from(*byte) << 8;
-            self.odd = true;
-        }
-    }
-
-    /// Folded to 16 bits, not complemented.
-    fn fold(self) -> u16 {
-        let mut sum = self.total;
-        while sum >> 16 != 0 {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        sum as u16
-    }
-}
 
 /// Completes `frame`'s checksum where it is half done; afterwards nothing special is known of it.
 pub fn complete(frame: &mut Mbuf) {
@@ -54,15 +14,10 @@ pub fn complete(frame: &mut Mbuf) {
         sum.add(&segment[skip.min(segment.len())..]);
         skip = skip.saturating_sub(segment.len());
     }
-    // Zero means "no checksum" in UDP; its other form is as right everywhere.
-    let sum = match !sum.fold() {
-        0 => 0xffff,
-        sum => sum,
-    };
     let at = usize::from(start) + usize::from(offset);
     // It lay inside; another process may write over the length meanwhile.
     if let Some(field) = frame.data_mut().get_mut(at..at + 2) {
-        field.copy_from_slice(&sum.to_be_bytes());
+        field.copy_from_slice(&sum.checksum().to_be_bytes());
     }
     frame.set_checksum(Checksum::Unknown);
 }
@@ -84,21 +39,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn pieces_sum_like_the_whole(
-            bytes in proptest::collection::vec(any::<u8>(), 0..200),
-            cuts in proptest::collection::vec(0usize..200, 0..5),
-        ) {
-            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
-            cuts.extend([0, bytes.len()]);
-            cuts.sort_unstable();
-            let mut sum = Sum::default();
-            for pair in cuts.windows(2) {
-                sum.add(&bytes[pair[0]..pair[1]]);
-            }
-            prop_assert_eq!(sum.fold(), reference(&bytes));
-        }
-
         /// With what the checksum field held before (the pseudo header's sum), a completed frame sums up to all ones.
         #[test]
         fn a_completed_frame_verifies(

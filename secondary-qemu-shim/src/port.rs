@@ -20,7 +20,7 @@ pub trait SwitchPort: Send {
     fn send(&mut self, frames: &mut Burst);
     /// Adds frames for the guest to `out`, as many as there are and fit.
     fn receive(&mut self, out: &mut Burst);
-    /// Gives mbufs back.
+    /// Gives mbufs back, and all that are linked to them.
     fn release(&mut self, used: &mut Burst);
     /// Frames wait for the guest.
     fn frames_waiting(&mut self) -> bool;
@@ -56,7 +56,7 @@ impl SwitchPort for QueuePair {
 
     #[inline]
     fn release(&mut self, used: &mut Burst) {
-        QueuePair::release(self, used);
+        QueuePair::release_frames(self, used);
     }
 
     fn frames_waiting(&mut self) -> bool {

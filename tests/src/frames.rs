@@ -90,6 +90,13 @@ impl Frame {
         Self::with_partial_tcp(destination, source, 0x0800, &ip, tcp, data, pseudo)
     }
 
+    /// As [`Frame::tcp4_partial`], to everybody, with `len` bytes that count up; as long as a guest with segmentation offload
+    /// likes.
+    pub fn tcp4_large(len: usize) -> Frame {
+        let data: Vec<u8> = (0..len).map(|i| i as u8).collect();
+        Self::tcp4_partial(BROADCAST, mac(3), &data)
+    }
+
     /// A TCP segment over IPv6 with `data`, its checksum half done.
     pub fn tcp6_partial(destination: Mac, source: Mac, data: &[u8]) -> Frame {
         let tcp = tcp_header();

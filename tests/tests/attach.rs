@@ -124,7 +124,7 @@ fn another_build_is_refused() {
     let (reason, text) = refusal(|h| h.mbuf_size = 192);
     assert_eq!(reason, Reason::DpdkMismatch as u32);
     assert!(text.contains("192 bytes"), "{text}");
-    let (reason, text) = refusal(|h| h.header.version = 2);
+    let (reason, text) = refusal(|h| h.header.version = 1);
     assert_eq!(reason, Reason::VersionMismatch as u32, "{text}");
     assert!(text.contains("version 2") && text.contains("version 1"), "{text}");
     Bare::attached(&switch, 1);

@@ -199,6 +199,15 @@ fn giants_end_at_the_mtu_of_the_way_out() {
         ),
         (2, 3)
     );
+    // Frames of several mbufs, to one client and copied to two.
+    for port in [2, 3] {
+        net.switch
+            .vsctl(&format!("set Interface dpdkr{port} mtu_request=9000"));
+    }
+    net.goes(1, giant(9022), &[2, 3]);
+    net.goes(1, giant(9023), &[]);
+    net.goes(2, Frame::marked(BROADCAST, mac(2), 2, 2048), &[3]);
+    net.goes(1, Frame::marked(mac(2), mac(1), 3, 9022), &[2]);
     net.switch.assert_frames_accounted();
 }
 

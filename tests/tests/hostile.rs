@@ -1,7 +1,9 @@
 //! A client that writes garbage on its rings: counted, ignored, in the end parted with; nobody else notices.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use dpdk_sys::{RTE_MBUF_F_RX_L4_CKSUM_NONE, RTE_MBUF_F_RX_LRO};
 use vswitch_common::port::QUOTA;
 use vswitch_common::port::message::Reason;
 use vswitch_common::stats::Counter;
@@ -198,23 +200,72 @@ fn an_honest_chain_passes() {
         hostile.push("tx", &[own[0]]);
         let whole: Vec<u8> = parts.iter().flat_map(|p| p.bytes.clone()).collect();
         victim.expect(&[Frame::new(whole)]);
-        assert_eq!(bad(switch), 0);
+
+        // One that does not fit an mbuf stays a chain, and goes where the MTU lets it.
+        switch.vsctl("set Interface dpdkr4 mtu_request=9000");
+        let parts: Vec<Frame> = (0..3)
+            .map(|n| Frame::marked(BROADCAST, mac(1), n, 1500))
+            .collect();
+        let own: Vec<u64> = parts.iter().map(|p| written(hostile, p)).collect();
+        let chain = |hostile: &mut Bare| {
+            hostile.ok(&format!("scribble {} next={} nb_segs=3", own[0], own[1]));
+            hostile.ok(&format!("scribble {} next={}", own[1], own[2]));
+            hostile.push("tx", &[own[0]]);
+        };
+        chain(hostile);
+        let whole: Vec<u8> = parts.iter().flat_map(|p| p.bytes.clone()).collect();
+        victim.expect(&[Frame::new(whole)]);
+        // All three are gone with it.
+        hostile.push("free", &own);
+        switch.wait_for_count("dpdkr1", Counter::RxBadMbuf, 3);
     });
+}
+
+/// What a client says of how its frame is to be cut is believed as far as the frame's own bytes bear it out: what is no TCP
+/// frame is cut for nobody, and no longer than it is.
+#[test]
+fn large_frames_that_lie() {
+    beside_traffic(|switch, hostile, victim| {
+        wire(switch);
+        let frame = Frame::marked(BROADCAST, mac(1), 7, 1000);
+        for (size, headers) in [(100u32, 54u32), (1, 54), (0, 0), (65_535, 54), (100, 65_535)] {
+            let address = written(hostile, &frame);
+            // A half-done checksum at 34 + 16, and TCP over IPv4.
+            let (place, sizes) = (34 | 16 << 16, size | headers << 16);
+            hostile.ok(&format!(
+                "scribble {address} ol_flags={} meta={place} meta4={sizes} meta8=1",
+                RTE_MBUF_F_RX_LRO | RTE_MBUF_F_RX_L4_CKSUM_NONE
+            ));
+            hostile.push("tx", &[address]);
+            assert_eq!(victim.receive(1)[0].bytes, frame.bytes);
+        }
+        // The first alone was to be cut. The others were taken for what they are, with a checksum to complete.
+        switch.wait_for_count("wire", Counter::TxPackets, 4);
+        assert_eq!(switch.count("wire", Counter::TxDropTooLong), 1);
+        assert_eq!(bad(switch), 0);
+        switch.vsctl("del-port wire");
+    });
+}
+
+/// A port `wire` to a device, which writes what it sends into a file.
+fn wire(switch: &Switch) -> PathBuf {
+    let output = switch.scratch().join("out.pcap");
+    let empty = switch.scratch().join("in.pcap");
+    pcap::write(&empty, &[]);
+    switch.vsctl(&format!(
+        "add-port br0 wire -- set Interface wire type=dpdk \
+         options:dpdk-devargs=\"net_pcap0,rx_pcap={},tx_pcap={}\"",
+        empty.display(),
+        output.display()
+    ));
+    output
 }
 
 /// Everything in a header that a driver would follow is rewritten before one sees it.
 #[test]
 fn scribbled_headers_reach_no_driver() {
     beside_traffic(|switch, hostile, _| {
-        let output = switch.scratch().join("out.pcap");
-        let empty = switch.scratch().join("in.pcap");
-        pcap::write(&empty, &[]);
-        switch.vsctl(&format!(
-            "add-port br0 wire -- set Interface wire type=dpdk \
-             options:dpdk-devargs=\"net_pcap0,rx_pcap={},tx_pcap={}\"",
-            empty.display(),
-            output.display()
-        ));
+        let output = wire(switch);
         let scribbles = [
             "buf_addr=3735928559 buf_iova=3735928559",
             "pool=1",

@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use vm_harness::guest;
+use vswitch_common::stats::Counter;
 use vswitch_tests::namespace::{Namespace, sha256};
 use vswitch_tests::vm::{self, Outcome};
-use vswitch_tests::{PATIENCE, Switch};
+use vswitch_tests::{PATIENCE, Switch, eventually};
 
 const COPY: Duration = Duration::from_secs(60);
 
@@ -29,6 +30,10 @@ fn a_guest_and_the_host_ping_and_copy() -> Outcome {
     assert!(server.wait(PATIENCE).success());
     assert_eq!(guest::sha256(serial, "/tmp/sent", COPY)?, sha256(&received));
     assert_eq!(host.tcp_checksum_errors(), 0);
+    // And its segments.
+    eventually("large frames are counted", || {
+        switch.count("dpdkr1", Counter::GuestTxLarge) > 100
+    });
 
     // And back.
     serial.spawn("file-recv 7000 /tmp/back", "/tmp/file-recv.log")?;

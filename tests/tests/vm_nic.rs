@@ -137,6 +137,7 @@ fn what_the_rows_say(host: &mut NicHost) {
         "max_rx_queues=\"16\"",
         "rx_csum_offload=\"true\"",
         "tx_tcp_csum_offload=\"true\"",
+        "tx_tcp_seg_offload=\"true\"",
         "\n1000000000\nfull\n1500\n\"52:54:00:00:00:10\"\n16",
     ] {
         assert!(text.contains(word), "{word}");
@@ -252,6 +253,17 @@ fn a_nested_client(host: &mut NicHost) {
         ask(host, &format!("send 0 {frame}"));
         let frame = frame.completed();
         host.wires.iter().for_each(|wire| comes(wire, &frame));
+    }
+    // The NICs cut what is too large for the wire.
+    ask(host, "send-large 0 20480 1400");
+    for wire in &host.wires {
+        let whole = Frame::tcp4_large(20480).bytes;
+        for (at, payload) in whole[54..].chunks(1400).enumerate() {
+            let segment = wire.receive(LIMIT).expect("a segment");
+            assert_eq!(segment.bytes[38..42], (1 + at as u32 * 1400).to_be_bytes());
+            assert_eq!(segment.bytes[54..], *payload);
+            assert_eq!(segment.checksums_are_right(), Some(true), "{segment:?}");
+        }
     }
     // And the other way round. A frame that is too long for it goes to the other NIC alone, in a copy.
     let [one, two] = &host.wires;

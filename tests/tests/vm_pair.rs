@@ -1,12 +1,14 @@
-//! Two VMs on one bridge: ping, a copy over TCP, the counters, and the pool afterwards.
+//! Two VMs on one bridge: ping, a copy over TCP in large frames, the counters, and the pool afterwards.
 
 use std::time::Duration;
 
 use vm_harness::{Vm, guest};
-use vswitch_common::stats::Counter::{GuestRxNotReady, RxBytes, RxPackets, TxPackets};
+use vswitch_common::stats::Counter::{
+    GuestRxLarge, GuestRxNotReady, GuestTxLarge, RxBytes, RxPackets, TxPackets,
+};
 use vswitch_tests::vm::{self, Outcome};
 use vswitch_tests::wait::within;
-use vswitch_tests::{PATIENCE, Switch};
+use vswitch_tests::{PATIENCE, Switch, eventually};
 
 const COPY: Duration = Duration::from_secs(120);
 const MIB: u32 = 64;
@@ -50,10 +52,27 @@ fn two_guests_ping_and_copy_and_give_all_memory_back() -> Outcome {
         assert!(stats.is_perfect(), "ping {options}: {stats:?}");
     }
 
-    // The guests leave the checksums to the switch, which leaves them undone between guests.
+    // Jumbo frames, once the ports let them out.
+    for port in [1, 2] {
+        switch.vsctl(&format!("set Interface ovs_dpdk_{port} mtu_request=9000"));
+    }
+    for vm in [&mut one, &mut two] {
+        vm.serial()?.check("ip link set eth0 mtu 9000")?;
+    }
+    let stats = guest::ping(one.serial()?, "10.0.0.2", 5, "-M do -s 8972")?;
+    assert!(stats.is_perfect(), "{stats:?}");
+    for vm in [&mut one, &mut two] {
+        vm.serial()?.check("ip link set eth0 mtu 1500")?;
+    }
+
+    // The guests leave checksums and segmentation to the switch, which leaves them undone between guests.
     for vm in [&mut one, &mut two] {
         let features = vm.serial()?.check("ethtool -k eth0")?;
-        for feature in ["rx-checksumming: on", "tx-checksumming: on"] {
+        for feature in [
+            "rx-checksumming: on",
+            "tx-checksumming: on",
+            "tcp-segmentation-offload: on",
+        ] {
             assert!(features.contains(feature), "{}: {features}", vm.name());
         }
     }
@@ -90,10 +109,12 @@ fn two_guests_ping_and_copy_and_give_all_memory_back() -> Outcome {
     );
     let [frames, bytes, ..] = port(&switch, "ovs_dpdk_1");
     assert!(
-        frames > 48_000 && bytes > u64::from(MIB) << 20,
-        "{} bytes in {frames} frames are fewer than the copy had",
-        bytes
+        bytes > u64::from(MIB) << 20 && bytes / frames > 4000,
+        "{bytes} bytes in {frames} frames are fewer than the copy had, or not in large ones"
     );
+    eventually("large frames are counted where they come and go", || {
+        switch.count("ovs_dpdk_1", GuestTxLarge) > 500 && switch.count("ovs_dpdk_2", GuestRxLarge) > 500
+    });
     switch.assert_frames_accounted();
     println!("{}", switch.counters());
 
@@ -101,5 +122,40 @@ fn two_guests_ping_and_copy_and_give_all_memory_back() -> Outcome {
     println!("QEMU's standard error:\n{said}");
     switch.wait_for_free_mbufs(free);
     switch.stop();
+    Ok(())
+}
+
+/// A guest that can't take large frames gets them cut, for as long as the other sends them.
+#[test]
+fn a_guest_without_the_offload_gets_frames_cut() -> Outcome {
+    let switch = Switch::with_ports(&[1, 2]);
+    let mut one = vm::client(&switch, 1).spawn()?;
+    let mut two = vm::unplugged(&switch, "Client 2")
+        .nic(
+            "net2",
+            "dpdk,port=2",
+            "00:00:00:00:00:02",
+            "guest_tso4=off,guest_tso6=off",
+        )
+        .spawn()?;
+    vm::boot(&mut [&mut one, &mut two])?;
+    vm::reaches(&mut one, "10.0.0.2")?;
+    vm::reaches(&mut one, "fd00::2")?;
+    for address in ["10.0.0.2", "fd00::2"] {
+        let copy = guest::copy_file(one.serial()?, two.serial()?, address, 8, COPY)?;
+        assert!(copy.is_intact() && copy.bytes == 8 << 20, "{address}: {copy:?}");
+    }
+    eventually("large frames are counted", || {
+        switch.count("dpdkr1", GuestTxLarge) > 100
+    });
+    assert_eq!(switch.count("dpdkr2", GuestRxLarge), 0);
+    let [_, _, received] = nic(&mut two)?;
+    assert!(
+        received > 2 * (8 << 20) / 1448,
+        "{received} frames for 16 MiB are too long"
+    );
+    switch.assert_frames_accounted();
+    one.shut_down()?;
+    two.shut_down()?;
     Ok(())
 }

@@ -309,11 +309,20 @@ impl QueuePair {
         self.wake_switch();
     }
 
-    /// Gives `used` mbufs back, filled or not. All fit: the ring holds more than a client can own.
+    /// Gives `used` mbufs back, filled or not, each for itself. All fit: the ring holds more than a client can own.
     #[inline]
     pub fn release<const N: usize>(&mut self, used: &mut ArrayVec<Mbuf, N>) {
         put(&mut self.free, used);
         self.wake_switch();
+    }
+
+    /// Gives received frames back, with all mbufs that are linked to them.
+    #[inline]
+    pub fn release_frames<const N: usize>(&mut self, frames: &mut ArrayVec<Mbuf, N>) {
+        for frame in frames.iter_mut().filter(|frame| frame.segment_count() > 1) {
+            put(&mut self.free, &mut frame.split());
+        }
+        self.release(frames);
     }
 
     #[inline]

@@ -15,7 +15,7 @@ use super::doorbell::NeedWakeup;
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct ClientStats {
-    /// Guest frames longer than an mbuf holds.
+    /// Guest frames longer than a chain of mbufs holds.
     pub tx_too_long: AtomicU64,
     /// Guest frames whose virtio header asks for what was not negotiated or lies about offsets.
     pub tx_bad_header: AtomicU64,
@@ -35,7 +35,11 @@ pub struct ClientStats {
     pub tx_frames: AtomicU64,
     /// Frames given to the guest.
     pub rx_frames: AtomicU64,
-    reserved: [AtomicU64; 6],
+    /// Frames taken from the guest whole that a wire would want cut: they carry a segmentation request.
+    pub tx_large: AtomicU64,
+    /// The same, given to the guest whole.
+    pub rx_large: AtomicU64,
+    reserved: [AtomicU64; 4],
 }
 
 /// Shared state of a queue pair, beside its four rings. Each side writes its own cache lines only.

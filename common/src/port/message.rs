@@ -310,7 +310,7 @@ mod tests {
         let mut other = bytes.to_vec();
         other[6] = 9;
         assert_eq!(Message::parse(&other).unwrap_err(), Malformed::Version(9));
-        other[6] = 1;
+        other[6] = bytes[6];
         other[4] = 77;
         assert_eq!(Message::parse(&other).unwrap_err(), Malformed::Kind(77));
         other[0] = 0;
@@ -321,7 +321,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..800), kind in 0u16..9) {
             let _ = Message::parse(&bytes);
-            let mut framed = Header { magic: MAGIC, kind, version: 1 }.as_bytes().to_vec();
+            let mut framed = Header { magic: MAGIC, kind, version: super::super::VERSION as u16 }.as_bytes().to_vec();
             framed.extend(&bytes);
             if let Ok(Message::Hello(h)) = Message::parse(&framed) {
                 prop_assert!(h.name.get().len() <= 3 * NAME_LEN);

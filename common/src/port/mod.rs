@@ -9,7 +9,7 @@ pub mod layout;
 pub mod message;
 
 /// Version of this protocol: the shared layout, the rings' roles and the attach messages. Both sides must agree.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Queue pairs that a port may have.
 pub const MAX_QUEUES: usize = 16;

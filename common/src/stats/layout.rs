@@ -4,7 +4,7 @@
 //! offset 0      Header                      256 bytes
 //!               PortEntry  [MAX_PORTS]      192 bytes each: who is who, under a sequence lock
 //!               ThreadStats[MAX_THREADS]    128 bytes each
-//!               PortStats  [MAX_PORTS][MAX_THREADS]   256 bytes each: 32 counters, see Counter
+//!               PortStats  [MAX_PORTS][MAX_THREADS]   320 bytes each: 40 counters, see Counter
 //! ```
 
 use std::mem::offset_of;
@@ -15,7 +15,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, transmute};
 /// "DVSSTATS".
 pub const MAGIC: u64 = u64::from_le_bytes(*b"DVSSTATS");
 /// Layout version.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Ports that a switch can have.
 pub const MAX_PORTS: usize = 512;
 /// Threads that count: the control thread (0) and the PMD threads.
@@ -116,7 +116,7 @@ pub struct ThreadStats {
 /// A port's counters as one thread counts them; see [`Counter`].
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
-pub struct PortStats(pub [AtomicU64; 32]);
+pub struct PortStats(pub [AtomicU64; 40]);
 
 macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident = $index:literal $text:literal,)*) => {
@@ -182,7 +182,7 @@ counters! {
     Learned = 19 "learned",
     /// Times a client attached.
     Attached = 20 "attached",
-    /// Client side: guest frames longer than an mbuf.
+    /// Client side: guest frames longer than a frame may be (68 KiB).
     GuestTxTooLong = 21 "guest_tx_too_long",
     /// Client side: guest frames with a header that lies or asks for what was not negotiated.
     GuestTxBadHeader = 22 "guest_tx_bad_header",
@@ -202,6 +202,10 @@ counters! {
     RxDropPolicing = 29 "rx_drop_policing",
     /// Times a client was detached for what it put on its rings.
     Evicted = 30 "evicted",
+    /// Client side: frames from the guest that are to be cut where a port can't take them whole (TSO, USO).
+    GuestTxLarge = 31 "guest_tx_large",
+    /// Client side: such frames that the guest got whole.
+    GuestRxLarge = 32 "guest_rx_large",
 }
 
 impl Counter {
@@ -247,7 +251,7 @@ const _: () = assert!(offset_of!(Header, sequence) == 24 && offset_of!(Header, t
 const _: () = assert!(size_of::<PortSlot>() == 192 && size_of::<PortEntry>() == 192);
 const _: () = assert!(offset_of!(PortEntry, name) == 16);
 const _: () = assert!(size_of::<ThreadStats>() == 128);
-const _: () = assert!(size_of::<PortStats>() == 256);
+const _: () = assert!(size_of::<PortStats>() == 320);
 const _: () = assert!(offset_of!(Layout, ports) == 256);
 const _: () = assert!(offset_of!(Layout, threads) == 256 + 192 * MAX_PORTS);
 const _: () = assert!(offset_of!(Layout, counters) == 256 + 192 * MAX_PORTS + 128 * MAX_THREADS);

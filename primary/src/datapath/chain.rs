@@ -1,17 +1,17 @@
-//! Frames too long for one mbuf, which a NIC gives in a chain of them.
+//! Frames too long for one mbuf: chains of them, from NICs and from clients, and to either.
 //!
-//! A chain has one owner, like any frame, and goes from NIC to NIC as it is. Its links lie in memory that clients map as
-//! well. So the ledger marks the later segments while the switch works on a chain, and a link is followed only to a
-//! segment with that mark, which goes as the segment is taken: whatever a client makes of the links, no mbuf is taken
-//! twice, and none that is no mbuf. Clients get single mbufs only.
+//! A chain has one owner, like any frame. Its links lie in memory that clients map as well. So the ledger marks the later
+//! segments while the switch works on a chain, and a link is followed only to a segment with that mark, which goes as the
+//! segment is taken: whatever a client makes of the links, no mbuf is taken twice, and none that is no mbuf. The mark tells whose
+//! the segment was, so that one whose link a client has broken comes back with the rest of what was the client's.
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{DATA_ROOM, MAX_SEGMENTS, Mbuf};
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
 
 use super::ledger::{Ledger, Owner};
 
 /// The later segments of a frame.
-type Rest = ArrayVec<Mbuf, MAX_SEGMENTS>;
+pub type Rest = ArrayVec<Mbuf, MAX_SEGMENTS>;
 /// Addresses of the later segments of a frame that a driver is about to have.
 pub type Released = ArrayVec<usize, MAX_SEGMENTS>;
 
@@ -24,6 +24,48 @@ impl Ledger {
             return Some(frame);
         }
         self.adopt_chain(frame)
+    }
+
+    /// The rest of [`Ledger::take_frame`], for a frame of several segments or one that is to be cut. Joined where it fits one
+    /// mbuf. A frame is none where a link does not lead to an mbuf of `owner`'s with something in it, and where there are
+    /// too many.
+    #[cold]
+    pub(super) fn take_chain(&self, mut first: Mbuf, owner: Owner) -> (Option<Mbuf>, u32) {
+        let count = first.segment_count();
+        let (checksum, segmentation) = (first.checksum(), first.segmentation());
+        let mut next = first.next_address();
+        first.make_single(checksum);
+        if let Some(segmentation) = segmentation {
+            first.set_segmentation(segmentation);
+        }
+        let mut rest = Rest::new();
+        for _ in 1..count.min(MAX_SEGMENTS) {
+            let Some(mut segment) = self.take(next, owner) else {
+                break;
+            };
+            next = segment.next_address();
+            segment.make_single(Checksum::Unknown);
+            rest.push(segment);
+        }
+        let taken = 1 + rest.len();
+        if taken != count.max(1) || rest.iter().any(|segment| segment.len() == 0) {
+            self.free_singles(&mut rest);
+            self.free(first);
+            return (None, taken as u32);
+        }
+        if rest.iter().map(Mbuf::len).sum::<usize>() <= first.tailroom() {
+            rest.iter().for_each(|segment| _ = first.append(segment.data()));
+            self.free_singles(&mut rest);
+        } else {
+            self.link(&mut first, &rest, owner.chained());
+        }
+        (Some(first), taken as u32)
+    }
+
+    /// Makes a frame of `first` and `rest`, which are the switch's.
+    pub(super) fn link(&self, first: &mut Mbuf, rest: &Rest, mark: Owner) {
+        first.chain(rest);
+        rest.iter().for_each(|segment| self.give(segment, mark));
     }
 
     #[cold]
@@ -52,13 +94,30 @@ impl Ledger {
         let mut rest = Rest::new();
         let mut next = frame.next_address();
         for _ in 1..frame.segment_count().min(MAX_SEGMENTS) {
-            let Some(segment) = self.pass(next, Owner::CHAIN, Owner::SWITCH) else {
+            let Some(segment) = self.unlink(next) else {
                 break;
             };
             next = segment.next_address();
             rest.push(segment);
         }
         rest
+    }
+
+    /// Makes a frame's later segments `owner`'s, and the links right, before the first one's address goes onto the client's
+    /// ring. Says how many there are.
+    #[cold]
+    pub fn give_rest(&self, frame: &mut Mbuf, owner: Owner) -> u32 {
+        let rest = self.unchain(frame);
+        self.link(frame, &rest, owner);
+        rest.len() as u32
+    }
+
+    /// What `work` makes of a frame's bytes, in the first segment and in the later ones.
+    pub fn with_segments<R>(&self, frame: &mut Mbuf, work: impl FnOnce(&mut Mbuf, &[Mbuf]) -> R) -> R {
+        let rest = self.unchain(frame);
+        let result = work(frame, &rest);
+        rest.iter().for_each(|segment| self.give(segment, Owner::CHAIN));
+        result
     }
 
     /// Makes a chain fit for a driver, which trusts every header: all are made anew. Says where its later segments are,
@@ -81,12 +140,11 @@ impl Ledger {
         segments.for_each(|segment| self.free(segment));
     }
 
-    /// The frame in its first mbuf alone; `None`, and its mbufs are back in the pool, where it does not fit.
+    /// The frame in its first mbuf alone, asking a driver for what it asked before; `None`, and its mbufs are back in the pool, where it does not fit.
     #[cold]
     pub fn flatten(&self, mut frame: Mbuf) -> Option<Mbuf> {
         let rest = self.unchain(&frame);
-        let checksum = frame.checksum();
-        frame.make_single(checksum);
+        self.scrub(&mut frame);
         let mut fits = true;
         for segment in rest {
             fits = fits && frame.append(segment.data());
@@ -105,14 +163,19 @@ impl Ledger {
             return self.copy_chain(frame);
         }
         let mut copy = self.copy_segment(frame)?;
-        copy.set_checksum(frame.checksum());
+        copy.set_offloads_of(frame);
         Some(copy)
     }
 
-    fn copy_segment(&self, segment: &Mbuf) -> Option<Mbuf> {
+    /// An empty mbuf, if the pool has one.
+    pub(super) fn fresh(&self) -> Option<Mbuf> {
         let mut fresh = ArrayVec::<Mbuf, 1>::new();
         self.pool().alloc(&mut fresh);
-        let mut copy = fresh.pop()?;
+        fresh.pop()
+    }
+
+    fn copy_segment(&self, segment: &Mbuf) -> Option<Mbuf> {
+        let mut copy = self.fresh()?;
         let bytes = segment.data();
         // A frame whose tag was taken off leaves one with headroom for another; nothing is longer than the room.
         let len = bytes.len().min(DATA_ROOM);
@@ -133,9 +196,8 @@ impl Ledger {
         rest.clear();
         match first {
             Some(mut first) if complete => {
-                first.chain(&copies);
-                copies.iter().for_each(|segment| self.give(segment, Owner::CHAIN));
-                first.set_checksum(frame.checksum());
+                self.link(&mut first, &copies, Owner::CHAIN);
+                first.set_offloads_of(frame);
                 Some(first)
             }
             first => {
@@ -145,4 +207,18 @@ impl Ledger {
             }
         }
     }
+}
+
+/// How many of `frames`, the first ones, have no more than `mbufs` segments together.
+#[cold]
+pub fn fitting(frames: &[Mbuf], mbufs: u32) -> usize {
+    let mut left = mbufs as usize;
+    let fits = |frame: &&Mbuf| match left.checked_sub(frame.segment_count().max(1)) {
+        Some(rest) => {
+            left = rest;
+            true
+        }
+        None => false,
+    };
+    frames.iter().take_while(fits).count()
 }

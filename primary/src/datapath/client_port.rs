@@ -16,6 +16,7 @@ use vswitch_common::port::{ALLOC_RING_SIZE, MAX_QUEUES, QUOTA, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingCorrupt, RingMemory};
 
 use super::BURST;
+use super::chain;
 use super::ledger::{Ledger, Owner};
 
 /// Empty mbufs that a client has at its disposal.
@@ -132,7 +133,7 @@ impl Session {
     /// Takes back all mbufs that the session holds. Only when no thread works on it and the client is gone.
     pub fn reclaim(&self, ledger: &Ledger) -> usize {
         for queue in &self.queues {
-            ledger.free_all(&mut queue.receiving.lock().recycled);
+            ledger.free_singles(&mut queue.receiving.lock().recycled);
         }
         ledger.reclaim(self.owners.clone())
     }
@@ -207,7 +208,7 @@ impl Queue {
         // Always room for a burst of used mbufs: the client may be out of its share until they are taken back.
         if half.recycled.len() > BURST {
             let mut surplus: ArrayVec<Mbuf, { 2 * BURST }> = half.recycled.drain(BURST..).collect();
-            ledger.free_all(&mut surplus);
+            ledger.free_singles(&mut surplus);
         }
         polled
     }
@@ -266,25 +267,37 @@ impl Queue {
         }
     }
 
-    /// Hands `frames` to the client, in order; what does not fit stays in the list.
+    /// Hands `frames` to the client, in order; what does not fit stays in the list. `chains`: there may be some among them.
     #[inline]
-    pub fn send<const N: usize>(&self, ledger: &Ledger, frames: &mut ArrayVec<Mbuf, N>) -> Sent {
+    pub fn send<const N: usize>(
+        &self,
+        ledger: &Ledger,
+        frames: &mut ArrayVec<Mbuf, N>,
+        chains: bool,
+    ) -> Sent {
         let total = frames.len();
         let mut sending = self.sending.lock();
         let free = sending.free().unwrap_or(0);
-        let room = self.room(free);
+        let mut room = self.room(free);
+        if chains {
+            room.keep_to_quota(frames, QUOTA.saturating_sub(self.owned()));
+        }
         let count = total.min(room.frames);
         let scarce = count < total;
         if self.scarce.load(Ordering::Relaxed) != scarce {
             self.scarce.store(scarce, Ordering::Relaxed);
         }
-        for frame in &frames[..count] {
+        let mut mbufs = count as u32;
+        for frame in &mut frames[..count] {
+            if chains {
+                mbufs += ledger.give_rest(frame, self.owner);
+            }
             ledger.give(frame, self.owner);
         }
         if count > 0 {
             let given = &self.given_frames;
             given.store(
-                given.load(Ordering::Relaxed).wrapping_add(count as u32),
+                given.load(Ordering::Relaxed).wrapping_add(mbufs),
                 Ordering::Relaxed,
             );
             // All fit: `free` was read under the lock, which makes this the only producer.
@@ -349,6 +362,20 @@ pub struct Room {
     pub frames: usize,
     /// It is the client's share of the pool that sets the bound, not its ring.
     pub over_quota: bool,
+}
+
+impl Room {
+    /// For frames of several mbufs, which the client's share has room for `mbufs` of. They leave it enough for what it sends.
+    #[cold]
+    fn keep_to_quota(&mut self, frames: &[Mbuf], mbufs: u32) {
+        let fitting = chain::fitting(frames, mbufs.saturating_sub(ALLOC_RING_SIZE));
+        if fitting < self.frames {
+            *self = Room {
+                frames: fitting,
+                over_quota: fitting < frames.len(),
+            };
+        }
+    }
 }
 
 /// What became of frames that were to leave.

@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{MAX_SEGMENTS, Mbuf};
+use vswitch_common::mbuf::Mbuf;
 use vswitch_common::mempool::{BYTES_PER_MBUF, Pool, buffer_iova};
 use vswitch_common::port::MAX_QUEUES;
 use vswitch_common::stats::layout::MAX_PORTS;
@@ -25,15 +25,32 @@ impl Owner {
     pub const SWITCH: Owner = Owner(0);
 
     /// The switch, as a later segment of a frame that it works on: see [`super::chain`].
-    pub const CHAIN: Owner = Owner(u16::MAX);
+    pub const CHAIN: Owner = Owner::SWITCH.chained();
+
+    /// The switch, as a later segment of a frame that came from this owner.
+    pub const fn chained(self) -> Owner {
+        Owner(self.0 | CHAINED)
+    }
+
+    /// Who a later segment came from.
+    fn unchained(self) -> Owner {
+        Owner(self.0 & !CHAINED)
+    }
+
+    /// Is it a later segment?
+    fn is_chained(self) -> bool {
+        self.0 & CHAINED != 0
+    }
 
     /// Queue pair `queue` of the client of the port with index `port`.
-    pub fn client(port: u16, queue: usize) -> Owner {
+    pub const fn client(port: u16, queue: usize) -> Owner {
         Owner(1 + port * MAX_QUEUES as u16 + queue as u16)
     }
 }
 
-const _: () = assert!(MAX_PORTS * MAX_QUEUES < (u16::MAX - 1) as usize);
+/// In an [`Owner`]: the mbuf is a later segment of a frame.
+const CHAINED: u16 = 1 << 15;
+const _: () = assert!(MAX_PORTS * MAX_QUEUES < CHAINED as usize);
 
 const BLOCK: usize = 2048;
 const _: () = assert!(BYTES_PER_MBUF > BLOCK);
@@ -121,9 +138,15 @@ impl Ledger {
         unsafe { Mbuf::from_address(address) }
     }
 
-    /// Takes a whole frame back: the mbuf at `address` and those it links to, all of them `owner`'s. The segments are
-    /// joined in the first mbuf, so that nobody behind this has to follow links that a client can still rewrite.
-    /// Says how many mbufs came back; no frame where one of them was not `owner`'s, or they do not fit one mbuf.
+    /// Takes a later segment out of its frame: `None` unless there is one at `address`. Threads may try it at the same time.
+    pub fn unlink(&self, address: usize) -> Option<Mbuf> {
+        let (slot, _) = self.word_of(address)?;
+        let owner = owner_in(slot.load(Ordering::Relaxed)).filter(|o| o.is_chained())?;
+        self.pass(address, owner, Owner::SWITCH)
+    }
+
+    /// Takes a whole frame back: the mbuf at `address` and those it links to, all of them `owner`'s. Says how many mbufs
+    /// came back; no frame where it is none that a client may send, see [`super::chain`].
     #[inline]
     pub fn take_frame(&self, address: usize, owner: Owner) -> (Option<Mbuf>, u32) {
         let Some(mut first) = self.take(address, owner) else {
@@ -132,35 +155,12 @@ impl Ledger {
         if first.is_sound() {
             return (Some(first), 1);
         }
-        if first.segment_count() > 1 {
-            return self.join(first, owner);
+        if !first.is_plain() {
+            return self.take_chain(first, owner);
         }
         let checksum = first.checksum();
         first.make_single(checksum);
         (Some(first), 1)
-    }
-
-    #[cold]
-    fn join(&self, mut first: Mbuf, owner: Owner) -> (Option<Mbuf>, u32) {
-        let checksum = first.checksum();
-        let count = first.segment_count();
-        let (mut next, mut good, mut taken) = (first.next_address(), count <= MAX_SEGMENTS, 1);
-        for _ in 1..count.min(MAX_SEGMENTS) {
-            let Some(segment) = self.take(next, owner) else {
-                good = false;
-                break;
-            };
-            taken += 1;
-            next = segment.next_address();
-            good &= first.append(segment.data());
-            self.free(segment);
-        }
-        if !good {
-            self.free(first);
-            return (None, taken);
-        }
-        first.make_single(checksum);
-        (Some(first), taken)
     }
 
     /// Makes `mbuf` `owner`'s. Do this before its address goes onto the client's ring.
@@ -193,33 +193,32 @@ impl Ledger {
     /// Gives frames back to the pool and empties the list.
     #[inline]
     pub fn free_all<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
-        for mbuf in mbufs.iter_mut() {
-            if mbuf.segment_count() > 1 {
-                self.free_rest(mbuf);
-            }
-            self.scrub(mbuf);
+        for mbuf in mbufs.iter().filter(|m| m.segment_count() > 1) {
+            self.free_singles(&mut self.unchain(mbuf));
         }
+        self.free_singles(mbufs);
+    }
+
+    /// Gives mbufs back to the pool, each for itself, whatever their headers say of others, and empties the list.
+    #[inline]
+    pub fn free_singles<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
+        mbufs.iter_mut().for_each(|mbuf| self.scrub(mbuf));
         self.pool.free(mbufs);
     }
 
-    #[cold]
-    fn free_rest(&self, frame: &Mbuf) {
-        let mut rest = self.unchain(frame);
-        rest.iter_mut().for_each(|m| self.scrub(m));
-        self.pool.free(&mut rest);
-    }
-
-    /// Takes everything back that `owners` have and returns it to the pool; says how many mbufs that were.
-    /// Only when those clients are dead or have let go, and no thread moves frames of their ports.
+    /// Takes everything back that `owners` have and returns it to the pool, and later segments of their frames that the
+    /// switch has lost sight of; says how many mbufs that were. Only when those clients are dead or have let go, and no
+    /// thread moves frames of their ports.
     pub fn reclaim(&self, owners: RangeInclusive<Owner>) -> usize {
         let mut count = 0;
         for (block, slot) in self.words.iter().enumerate() {
-            let Some(owner) = owner_in(slot.load(Ordering::Relaxed)).filter(|o| owners.contains(o)) else {
+            let owner = owner_in(slot.load(Ordering::Relaxed));
+            let Some(owner) = owner.filter(|o| owners.contains(&o.unchained())) else {
                 continue;
             };
             let address = self.base + block * BLOCK + (slot.load(Ordering::Relaxed) >> 16) as usize;
             if let Some(mbuf) = self.take(address, owner) {
-                self.free(mbuf);
+                self.free_singles(&mut ArrayVec::from([mbuf]));
                 count += 1;
             }
         }

@@ -1,13 +1,16 @@
 //! What is left to a NIC of the work on a frame that leaves by it, as far as its driver can, and software for the rest.
 
+use vswitch_common::csum::Sum;
 use vswitch_common::ethdev::Offloads;
+use vswitch_common::gso;
 use vswitch_common::mbuf::{Checksum, Mbuf, TxChecksum};
 
-use super::csum;
 use super::ledger::Ledger;
 use super::parse::{self, Tag};
 use super::vlan::Egress;
 
+/// IPv4's and IPv6's number for TCP.
+const TCP: u8 = 6;
 /// Bytes of an Ethernet header, and of a TCP and a UDP header up to the checksum.
 const ETHERNET: usize = 14;
 const TCP_CHECKSUM: u16 = 16;
@@ -19,9 +22,13 @@ pub fn inserts_tag(offloads: &Offloads, tag: Option<Tag>, egress: Egress) -> boo
     offloads.tx_vlan && tag.is_none() && egress == Egress::Tagged
 }
 
-/// Makes a client's frame fit for a driver: a sound header, its checksum complete or left to the NIC.
+/// Makes a client's frame fit for a driver: a sound header, its checksum complete or left to the NIC. (The headers of a
+/// chain are made anew as it goes to the driver, links and all.)
 pub fn ready_for_driver(frame: &mut Mbuf, ledger: &Ledger, offloads: &Offloads) {
-    ledger.scrub(frame);
+    let single = frame.segment_count() <= 1;
+    if single {
+        ledger.scrub(frame);
+    }
     let checksum = frame.checksum();
     frame.set_checksum(Checksum::Unknown);
     let Checksum::Partial { start, offset } = checksum else {
@@ -29,7 +36,68 @@ pub fn ready_for_driver(frame: &mut Mbuf, ledger: &Ledger, offloads: &Offloads) 
     };
     match place(frame.data(), start, offset) {
         Some(place) if can(offloads, place) => frame.request_checksum(place),
-        _ => csum::complete(frame.data_mut(), start.into(), offset.into()),
+        _ if single => vswitch_common::csum::complete(frame.data_mut(), start.into(), offset.into()),
+        _ => complete_chain(frame, ledger, start.into(), offset.into()),
+    }
+}
+
+#[cold]
+fn complete_chain(frame: &mut Mbuf, ledger: &Ledger, start: usize, offset: usize) {
+    ledger.with_segments(frame, |first, rest| {
+        let mut sum = Sum::default();
+        sum.add(first.data().get(start..).unwrap_or_default());
+        rest.iter().for_each(|segment| sum.add(segment.data()));
+        let field = first.data_mut().get_mut(start + offset..);
+        if let Some(field) = field.and_then(|f| f.first_chunk_mut()) {
+            *field = sum.checksum().to_be_bytes();
+        }
+    });
+}
+
+/// Leaves it to the NIC to cut a client's large frame. False, and nothing changed: it can't, or the frame is one mbuf, which
+/// is not worth it.
+#[cold]
+pub fn leave_to_nic(frame: &mut Mbuf, offloads: &Offloads) -> bool {
+    let (Some(segmentation), Checksum::Partial { start, offset }) = (frame.segmentation(), frame.checksum())
+    else {
+        return false;
+    };
+    let fit = offloads.tx_segmentation && frame.segment_count() > 1 && segmentation.size >= LEAST_FOR_NICS;
+    let place = place(frame.data(), start, offset).filter(|place| fit && !place.udp);
+    let Some(place) = place.filter(|place| place.ipv6 == (segmentation.kind == gso::Kind::Tcp6)) else {
+        return false;
+    };
+    as_dpdk_wants_it(frame.data_mut(), place, offloads.tx_ipv4_checksum);
+    frame.set_checksum(Checksum::Unknown);
+    frame.request_segmentation(place, segmentation, offloads.tx_ipv4_checksum && !place.ipv6);
+    true
+}
+
+/// Bytes of payload in a segment that NICs take for no attack (i40e's least).
+const LEAST_FOR_NICS: u16 = 256;
+
+/// The sum of a pseudo header without length in the TCP checksum, and no IPv4 header checksum where the NIC makes it.
+fn as_dpdk_wants_it(bytes: &mut [u8], place: TxChecksum, ip_checksum: bool) {
+    let (l3, l4) = (
+        usize::from(place.l2_len),
+        usize::from(place.l2_len + place.l3_len),
+    );
+    // Nothing is certain of what a client may still write to.
+    let Some((ip, tcp)) = bytes.get_mut(l3..).and_then(|b| b.split_at_mut_checked(l4 - l3)) else {
+        return;
+    };
+    if ip_checksum
+        && !place.ipv6
+        && let Some(field) = ip.get_mut(10..12)
+    {
+        field.fill(0);
+    }
+    let pseudo = gso::pseudo_header(ip, place.ipv6, TCP, 0);
+    if let Some(field) = tcp
+        .get_mut(usize::from(TCP_CHECKSUM)..)
+        .and_then(|f| f.first_chunk_mut())
+    {
+        *field = pseudo.to_be_bytes();
     }
 }
 
@@ -58,7 +126,7 @@ fn place(bytes: &[u8], start: u16, offset: u16) -> Option<TxChecksum> {
     }
     let l3_len = usize::from(start).checked_sub(l2_len)?;
     let header = bytes.get(l2_len..l2_len + l3_len)?;
-    let protocol = if udp { 17 } else { 6 };
+    let protocol = if udp { 17 } else { TCP };
     let ipv6 = match header.first()? >> 4 {
         4 if l3_len == usize::from(header[0] & 15) * 4 && header.get(9) == Some(&protocol) => false,
         6 if l3_len == 40 && header.get(6) == Some(&protocol) => true,

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::ethdev::{Ethdev, Offloads};
+use vswitch_common::mbuf::Mbuf;
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
 use super::chain::Released;
 use super::classify::Parsed;
 use super::client_port::Sent;
+use super::gso;
 use super::ledger::Ledger;
 use super::offload;
 use super::parse::{self, Tag};
@@ -23,6 +25,8 @@ struct Batch {
     frames: ArrayVec<Mbuf, BURST>,
     /// Bytes of all of them.
     bytes: usize,
+    /// There are chains among them.
+    chains: bool,
 }
 
 /// The sending half of a PMD thread's forwarding.
@@ -76,39 +80,70 @@ impl Output {
             }
             len = frame.frame_len();
         }
-        if len > target.max_frame {
+        if len > target.max_frame && !gso::segments_fit(&frame, target.max_frame) {
             return self.drop_frame(frame, index, Counter::TxDropTooLong);
         }
-        let chains = match &target.io {
-            Io::Down => return self.drop_frame(frame, index, Counter::TxDropDown),
-            Io::Client(_) => false,
+        let tag = inserts_tag.then_some(vlan);
+        match &target.io {
+            Io::Down => self.drop_frame(frame, index, Counter::TxDropDown),
+            Io::Client(_) => self.add(target, frame, len, parsed.chain),
             Io::Ethdev(io) => {
-                if matches!(from.io, Io::Client(_)) {
-                    offload::ready_for_driver(&mut frame, &self.ledger, io.device.offloads());
+                let offloads = io.device.offloads();
+                if frame.is_large() {
+                    if !offload::leave_to_nic(&mut frame, offloads) {
+                        return self.cut(from, target, frame, offloads, tag);
+                    }
+                } else if matches!(from.io, Io::Client(_)) {
+                    offload::ready_for_driver(&mut frame, &self.ledger, offloads);
                 }
-                io.device.offloads().tx_chains
+                self.output_to_device(target, frame, offloads, tag);
             }
-        };
-        if parsed.chain && !chains {
+        }
+    }
+
+    /// Puts `frame`, which is fit for its driver, into the batch of the device `target`, to get `tag` there if one is named.
+    fn output_to_device(&mut self, target: &Port, mut frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
+        let chain = frame.segment_count() > 1;
+        if chain && !offloads.tx_chains {
             match self.ledger.flatten(frame) {
                 Some(flat) => frame = flat,
-                None => return self.stats.add(index, Counter::TxDropTooLong, 1),
+                None => return self.stats.add(target.index.into(), Counter::TxDropTooLong, 1),
             }
         }
-        if inserts_tag {
-            frame.request_tag(vlan);
+        if let Some(tci) = tag {
+            frame.request_tag(tci);
         }
-        self.add(target, frame, len);
+        let len = frame.frame_len();
+        self.add(target, frame, len, chain);
+    }
+
+    /// Cuts a large frame for the device `target`. Its segments count as so many copies.
+    #[cold]
+    fn cut(&mut self, from: &Port, target: &Port, frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
+        let ledger = Arc::clone(&self.ledger);
+        let index = usize::from(target.index);
+        let count = gso::cut(&ledger, frame, |segment| match segment {
+            Some(mut segment) => {
+                offload::ready_for_driver(&mut segment, &ledger, offloads);
+                self.output_to_device(target, segment, offloads, tag);
+            }
+            None => self.stats.add(index, Counter::TxDropNoBuffer, 1),
+        });
+        match count {
+            0 => self.stats.add(index, Counter::TxDropTooLong, 1),
+            n => self.stats.add(from.index.into(), Counter::RxCopies, n as u64 - 1),
+        }
     }
 
     /// Puts `frame`, of `len` bytes, into the batch of `target`.
-    fn add(&mut self, target: &Port, frame: Mbuf, len: usize) {
+    fn add(&mut self, target: &Port, frame: Mbuf, len: usize, chain: bool) {
         let batch = &mut self.batches[usize::from(target.index)];
         if batch.frames.is_empty() {
             self.pending.push(target.index);
         }
         batch.frames.push(frame);
         batch.bytes += len;
+        batch.chains |= chain;
         if batch.frames.is_full() {
             self.send(target);
         }
@@ -159,31 +194,39 @@ impl Output {
 
     fn send(&mut self, port: &Port) {
         let index = usize::from(port.index);
-        let Batch { frames, bytes } = &mut self.batches[index];
+        let Batch {
+            frames,
+            bytes,
+            chains,
+        } = &mut self.batches[index];
         let total = frames.len();
         let mut bytes = std::mem::take(bytes);
+        let chains = std::mem::take(chains);
         let (sent, reason) = match &port.io {
             Io::Client(session) => {
-                let sent = session.queue(self.queue).send(&self.ledger, frames);
+                let sent = session.queue(self.queue).send(&self.ledger, frames, chains);
                 (sent, full(sent.over_quota))
             }
             Io::Ethdev(io) => {
-                for (i, chain) in frames
-                    .iter_mut()
-                    .enumerate()
-                    .filter(|(_, f)| io.device.offloads().tx_chains && f.segment_count() > 1)
-                {
-                    self.chains.push((i, self.ledger.release_chain(chain)));
-                }
                 let (queue, lock) = io.tx_queue(self.thread);
+                if io.device.offloads().tx_chains && frames.iter().any(|f| f.segment_count() > 1) {
+                    release_chains(&self.ledger, &io.device, queue, frames, &mut self.chains);
+                }
+                let offered = frames.len();
                 {
                     let _sending = lock.lock();
                     io.device.send(queue, frames);
                 }
-                let sent = total - frames.len();
-                let refused = self.chains.drain(..).filter(|(i, _)| *i >= sent);
+                let taken = offered - frames.len();
+                let refused = self.chains.drain(..).filter(|(i, _)| *i >= taken);
                 refused.for_each(|(_, rest)| self.ledger.free_refused(&rest));
-                (Sent::all_but(frames, total), Counter::TxDropFull)
+                let sent = Sent {
+                    frames: taken,
+                    ..Sent::all_but(frames, total)
+                };
+                // Nothing is linked to them any more.
+                self.ledger.free_singles(frames);
+                (sent, Counter::TxDropFull)
             }
             Io::Down => (Sent::all_but(frames, total), Counter::TxDropDown),
         };
@@ -196,6 +239,30 @@ impl Output {
         if sent.frames < total {
             self.stats.add(index, reason, (total - sent.frames) as u64);
         }
+    }
+}
+
+/// Makes the chains of a batch fit for `device`, and takes those out that it can't send.
+#[cold]
+fn release_chains<const N: usize>(
+    ledger: &Ledger,
+    device: &Ethdev,
+    queue: u16,
+    batch: &mut ArrayVec<Mbuf, N>,
+    chains: &mut Vec<(usize, Released)>,
+) {
+    let mut index = 0;
+    while let Some(frame) = batch.get_mut(index) {
+        if frame.segment_count() > 1 {
+            let rest = ledger.release_chain(frame);
+            if !device.prepare(queue, frame) {
+                ledger.free_refused(&rest);
+                ledger.free_singles(&mut ArrayVec::from([batch.remove(index)]));
+                continue;
+            }
+            chains.push((index, rest));
+        }
+        index += 1;
     }
 }
 
@@ -228,7 +295,6 @@ fn retag(frame: &mut Mbuf, tag: Option<Tag>, vlan: u16, egress: Egress) -> bool 
 const ADDRESSES: usize = 12;
 
 fn push_tag(frame: &mut Mbuf, tag: Tag) -> bool {
-    let checksum = frame.checksum();
     if !frame.extend_front(parse::TAG_LEN) {
         return false;
     }
@@ -242,12 +308,11 @@ fn push_tag(frame: &mut Mbuf, tag: Tag) -> bool {
     head.copy_within(parse::TAG_LEN.., 0);
     let [high, low] = tag.0.to_be_bytes();
     head[ADDRESSES..].copy_from_slice(&[0x81, 0, high, low]);
-    shift_checksum(frame, checksum, parse::TAG_LEN as i32);
+    frame.shift_offloads(parse::TAG_LEN as i16);
     true
 }
 
 fn pop_tag(frame: &mut Mbuf) -> bool {
-    let checksum = frame.checksum();
     let Some(head) = frame
         .data_mut()
         .first_chunk_mut::<{ ADDRESSES + parse::TAG_LEN }>()
@@ -258,14 +323,6 @@ fn pop_tag(frame: &mut Mbuf) -> bool {
     if !frame.trim_front(parse::TAG_LEN) {
         return false;
     }
-    shift_checksum(frame, checksum, -(parse::TAG_LEN as i32));
+    frame.shift_offloads(-(parse::TAG_LEN as i16));
     true
-}
-
-/// Moves the place of a half-done checksum along with the bytes.
-fn shift_checksum(frame: &mut Mbuf, checksum: Checksum, by: i32) {
-    if let Checksum::Partial { start, offset } = checksum {
-        let start = (i32::from(start) + by).clamp(0, i32::from(u16::MAX)) as u16;
-        frame.set_checksum(Checksum::Partial { start, offset });
-    }
 }

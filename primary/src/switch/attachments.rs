@@ -30,6 +30,8 @@ const MIRRORED: &[(Counter, CounterOf)] = &[
     (Counter::GuestRxNotReady, |s| &s.rx_not_ready),
     (Counter::GuestRxTooLong, |s| &s.rx_too_long),
     (Counter::GuestBrokenQueues, |s| &s.broken_virtqueues),
+    (Counter::GuestTxLarge, |s| &s.tx_large),
+    (Counter::GuestRxLarge, |s| &s.rx_large),
 ];
 
 /// Wrong ring entries that end an attachment, however slowly they come: no honest client hands in a single one.

@@ -11,9 +11,6 @@ use super::pci::{self, Pci};
 use super::{Backend, Switch};
 use crate::datapath::port::{EthdevIo, PortIndex};
 
-/// Largest payload that may be asked of a device, in bytes; its driver may take less.
-pub const MAX_DEVICE_MTU: u16 = 16_000;
-
 impl Switch {
     /// Attaches a device and starts it.
     pub(super) fn start_device(

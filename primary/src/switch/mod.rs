@@ -60,8 +60,10 @@ use queues::Queues;
 
 /// Payload of a frame by default, in bytes.
 pub const DEFAULT_MTU: u16 = 1500;
-/// Largest payload: what an mbuf holds.
-pub const MAX_MTU: u16 = (DATA_ROOM - FRAME_OVERHEAD) as u16;
+/// Largest payload that may be asked for, in bytes; a device's driver may take less.
+pub const MAX_MTU: u16 = 16_000;
+/// The same for interfaces of the host kernel: what an mbuf holds.
+pub const MAX_KERNEL_MTU: u16 = (DATA_ROOM - FRAME_OVERHEAD) as u16;
 
 /// A configured bridge.
 #[derive(Debug)]

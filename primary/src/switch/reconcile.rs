@@ -11,11 +11,10 @@ use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchC
 use vswitch_control::{MacAddr, Uuid};
 
 use super::clients::PortMemory;
-use super::devices::MAX_DEVICE_MTU;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::limits;
-use super::{Backend, BridgeState, DEFAULT_MTU, MAX_MTU, PortState, Switch};
+use super::{Backend, BridgeState, DEFAULT_MTU, MAX_KERNEL_MTU, MAX_MTU, PortState, Switch};
 use crate::attach::{Notice, Refused};
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, GREATEST_SIZE, LEAST_SIZE, MacTable};
@@ -386,7 +385,7 @@ impl Wanted<'_> {
             return DEFAULT_MTU;
         };
         let greatest = match self.kind() {
-            Ok(Kind::Ethdev { .. }) => MAX_DEVICE_MTU,
+            Ok(Kind::Local | Kind::Kernel { .. }) => MAX_KERNEL_MTU,
             _ => MAX_MTU,
         };
         match u16::try_from(asked) {

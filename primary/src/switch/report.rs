@@ -201,6 +201,7 @@ fn device_status(device: &Ethdev) -> BTreeMap<String, String> {
     status.extend([
         ("rx_csum_offload", offloads.rx_checksum.to_string()),
         ("tx_tcp_csum_offload", offloads.tx_tcp_checksum.to_string()),
+        ("tx_tcp_seg_offload", offloads.tx_segmentation.to_string()),
         ("tx_udp_csum_offload", offloads.tx_udp_checksum.to_string()),
         ("tx_vlan_offload", offloads.tx_vlan.to_string()),
     ]);

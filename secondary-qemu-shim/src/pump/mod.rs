@@ -3,7 +3,9 @@
 //! It polls while there is work and sleeps when there is none. Everything it works on is its [`State`], which the
 //! control thread changes only while the pump stands still ([`Gate`](vswitch_sync::gate::Gate)): no lock, no atomic on the way of a frame.
 
+mod cut;
 mod lane;
+mod long;
 mod seat;
 mod sleep;
 mod to_guest;

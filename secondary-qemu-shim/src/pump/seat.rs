@@ -17,6 +17,8 @@ pub struct Seat<P> {
     pub(super) outgoing: Burst,
     /// Frames for which the guest has no buffers yet.
     pub(super) inbox: Burst,
+    /// Segments of the inbox's first frame that the guest has already, if it is one that is cut for it.
+    pub(super) cut: usize,
     /// Mbufs to give back.
     pub(super) used: Burst,
 }
@@ -30,6 +32,7 @@ impl<P: SwitchPort> Seat<P> {
             empties: Burst::new(),
             outgoing: Burst::new(),
             inbox: Burst::new(),
+            cut: 0,
             used: Burst::new(),
         }
     }
@@ -69,6 +72,7 @@ impl<P: SwitchPort> Seat<P> {
         }
         count(&self.port.stats().rx_not_ready, self.inbox.len());
         self.port.release(&mut self.inbox);
+        self.cut = 0;
         Standing::Busy
     }
 }

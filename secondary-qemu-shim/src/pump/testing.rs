@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use vswitch_common::mbuf::{BUF_LEN, Checksum, Mbuf, PRIV_LEN};
+use vswitch_common::mbuf::{BUF_LEN, Checksum, DATA_ROOM, Mbuf, PRIV_LEN};
 use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::layout::ClientStats;
 
@@ -107,18 +107,32 @@ impl Buffers {
         self.free.pop()
     }
 
-    /// An mbuf that holds `bytes`.
+    /// A frame of `bytes`, in as many mbufs as it takes.
     pub fn frame(&mut self, bytes: &[u8]) -> Mbuf {
-        let mut mbuf = self.empty().expect("a buffer is left");
-        mbuf.room_mut()[..bytes.len()].copy_from_slice(bytes);
-        mbuf.set_frame(bytes.len(), Checksum::Unknown);
-        mbuf
+        let mut mbufs = bytes.chunks(DATA_ROOM).map(|part| {
+            let mut mbuf = self.empty().expect("a buffer is left");
+            mbuf.room_mut()[..part.len()].copy_from_slice(part);
+            mbuf.set_frame(part.len(), Checksum::Unknown);
+            mbuf
+        });
+        let mut first = mbufs.next().expect("not empty");
+        let rest: Vec<Mbuf> = mbufs.collect();
+        first.chain(&rest);
+        first
     }
 
-    /// Takes an mbuf back, of which nobody must have two.
-    pub fn give_back(&mut self, mbuf: Mbuf) {
+    /// Takes a frame's mbufs back, of which nobody must have two.
+    pub fn give_back(&mut self, mut mbuf: Mbuf) {
+        if mbuf.segment_count() > 1 {
+            mbuf.split().into_iter().for_each(|rest| self.give_back(rest));
+        }
         assert!(!self.free.contains(&mbuf), "an mbuf came back twice");
         self.free.push(mbuf);
+    }
+
+    /// How many there are.
+    pub fn available(&self) -> usize {
+        self.free.len()
     }
 
     /// Are all at home?
@@ -208,7 +222,7 @@ impl Loopback {
             let sent = std::mem::take(&mut switch.sent);
             sent.into_iter()
                 .map(|mbuf| {
-                    let bytes = mbuf.data().to_vec();
+                    let bytes = mbuf.segments().collect::<Vec<_>>().concat();
                     switch.buffers.give_back(mbuf);
                     bytes
                 })

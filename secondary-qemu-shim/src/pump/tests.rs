@@ -8,7 +8,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
-use vswitch_common::mbuf::Checksum;
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS};
 
 use super::testing::Loopback;
 use super::*;
@@ -17,6 +17,8 @@ use crate::guest_memory::testing::{memory, peek, poke};
 use crate::net_header::Features;
 use crate::virtqueue::testing::{Driver, dirty_log, dirty_pages};
 use crate::virtqueue::{Fault, Virtqueue};
+
+mod large;
 
 const V1: u64 = 1 << VIRTIO_F_VERSION_1;
 const MERGEABLE: u64 = V1 | 1 << VIRTIO_NET_F_MRG_RXBUF;
@@ -310,7 +312,8 @@ fn frames_that_can_not_be_sent_are_counted_by_reason() {
     let mut bench = Bench::new(V1 | CSUM);
     let gso = [0, 1, 54, 0, 0, 5, 0, 0, 0, 0, 0, 0];
     let lying = [1, 0, 0, 0, 0, 0, 200, 0, 16, 0, 0, 0];
-    bench.transmit(TX_BUFFERS, &[0; 12], &frame(2049, 0), 1000);
+    let longest = MAX_SEGMENTS * DATA_ROOM;
+    bench.transmit(TX_BUFFERS + 0x1_0000, &[0; 12], &frame(longest + 1, 0), 10_000);
     bench.transmit(TX_BUFFERS + 0x1000, &[0; 12], &frame(13, 0), 4096);
     bench.transmit(TX_BUFFERS + 0x2000, &[0; 12], &[], 4096);
     bench.transmit(TX_BUFFERS + 0x3000, &gso, &frame(1514, 0), 4096);

@@ -8,10 +8,10 @@ use arrayvec::ArrayVec;
 use vswitch_common::mbuf::{Checksum, Mbuf};
 
 use super::seat::{Seat, count};
-use super::{Lane, Standing};
+use super::{Lane, Standing, cut};
 use crate::csum;
 use crate::guest_memory::{DirtyLog, Span};
-use crate::net_header::{self, Features};
+use crate::net_header::{self, Features, HEADER_MAX};
 use crate::port::SwitchPort;
 use crate::virtqueue::{Access, BATCH, Chains, Fault, Virtqueue};
 
@@ -24,15 +24,15 @@ pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut S
             return Standing::Idle;
         }
     }
-    let done = match give(lane, seat) {
-        Ok(done) => done,
+    let moved = match give(lane, seat) {
+        Ok(moved) => moved,
         Err(fault) => {
             count(&seat.port.stats().broken_virtqueues, 1);
             lane.break_down(fault);
             return Standing::Busy;
         }
     };
-    if done == 0 {
+    if !moved {
         return Standing::AwaitsGuest;
     }
     if lane.interrupt() {
@@ -42,9 +42,9 @@ pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut S
     Standing::Busy
 }
 
-/// Copies as many frames of the inbox as there is room for; returns how many are dealt with.
+/// Copies as many frames of the inbox as there is room for; false if there is none for the first.
 #[inline]
-fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Result<usize, Fault> {
+fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Result<bool, Fault> {
     let Lane {
         queue,
         memory,
@@ -52,18 +52,29 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
         log,
         ..
     } = lane;
-    let header_len = features.header_len();
     let mut chains = Chains::new();
     queue.take(memory, Access::Write, BATCH, &mut chains)?;
+    let room = Room {
+        chains: &chains,
+        features: *features,
+        most: usize::from(queue.size()).min(BATCH),
+        log: log.as_deref(),
+    };
     let mut written = ArrayVec::<u32, BATCH>::new();
-    let (mut delivered, mut too_long) = (0, 0);
+    let (mut delivered, mut too_long, mut large) = (0, 0, 0);
     for frame in &mut seat.inbox {
-        let need = header_len + frame_len(frame);
-        match fit(&chains, written.len(), need, *features, queue.size()) {
-            Fit::Chains(count) => {
-                deliver(frame, &chains, count, *features, log.as_deref(), &mut written);
-                delivered += 1;
+        let fit = match cut::needed(frame, *features) {
+            Some(segmenter) => cut::deliver(frame, &segmenter, &mut seat.cut, &room, &mut written),
+            None => {
+                let fit = room.fit(written.len(), frame_len(frame));
+                if let Fit::Chains(count) = fit {
+                    large += usize::from(deliver(frame, &room, count, &mut written));
+                }
+                fit
             }
+        };
+        match fit {
+            Fit::Chains(_) => delivered += 1,
             Fit::Never => too_long += 1,
             Fit::NotYet => break,
         }
@@ -73,8 +84,9 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
     seat.used.extend(seat.inbox.drain(..done));
     let stats = seat.port.stats();
     count(&stats.rx_frames, delivered);
+    count(&stats.rx_large, large);
     count(&stats.rx_too_long, too_long);
-    Ok(done)
+    Ok(done > 0 || !written.is_empty())
 }
 
 fn frame_len(frame: &Mbuf) -> usize {
@@ -87,7 +99,7 @@ fn frame_len(frame: &Mbuf) -> usize {
 
 /// Whether a frame finds room in the guest's buffers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fit {
+pub(super) enum Fit {
     /// In so many chains.
     Chains(usize),
     /// When the guest gives more buffers.
@@ -96,55 +108,72 @@ enum Fit {
     Never,
 }
 
-/// How many chains from `first` on hold `need` bytes.
-#[inline]
-fn fit(chains: &Chains<'_>, first: usize, need: usize, features: Features, queue_size: u16) -> Fit {
-    let mut room = 0;
-    for index in first..chains.len() {
-        room += chains.get(index).1;
-        if room >= need {
-            return Fit::Chains(index - first + 1);
+/// The guest's buffers of a batch.
+pub(super) struct Room<'a, 'm> {
+    chains: &'a Chains<'m>,
+    pub(super) features: Features,
+    /// Chains that can be had at once at most.
+    most: usize,
+    log: Option<&'a DirtyLog>,
+}
+
+impl Room<'_, '_> {
+    /// How many chains from `first` on hold a frame of `len` bytes and its header.
+    #[inline]
+    pub(super) fn fit(&self, first: usize, len: usize) -> Fit {
+        let need = self.features.header_len() + len;
+        let mut room = 0;
+        for index in first..self.chains.len() {
+            room += self.chains.get(index).1;
+            if room >= need {
+                return Fit::Chains(index - first + 1);
+            }
+            if !self.features.mergeable() {
+                return Fit::Never;
+            }
         }
-        if !features.mergeable() {
-            return Fit::Never;
+        // All that can be taken at once is there, and it is not enough.
+        if first == 0 && self.chains.len() >= self.most {
+            Fit::Never
+        } else {
+            Fit::NotYet
         }
-    }
-    // All that can be taken at once is there, and it is not enough.
-    let most = usize::from(queue_size).min(BATCH);
-    if first == 0 && chains.len() >= most {
-        Fit::Never
-    } else {
-        Fit::NotYet
     }
 }
 
-/// Copies a frame into `count` chains behind those of `written`, and adds what was written to each.
+/// Copies a frame into `count` chains behind those of `written`, and adds what was written to each. True: it is a large one.
 #[inline]
-fn deliver(
-    frame: &mut Mbuf,
-    chains: &Chains<'_>,
-    count: usize,
-    features: Features,
-    log: Option<&DirtyLog>,
-    written: &mut ArrayVec<u32, BATCH>,
-) {
-    if !features.rx_checksum() && matches!(frame.checksum(), Checksum::Partial { .. }) {
+fn deliver(frame: &mut Mbuf, room: &Room<'_, '_>, count: usize, written: &mut ArrayVec<u32, BATCH>) -> bool {
+    if !room.features.rx_checksum() && matches!(frame.checksum(), Checksum::Partial { .. }) {
         csum::complete(frame);
     }
-    let header = net_header::emit(frame.checksum(), features, count as u16);
-    let end = written.len() + count;
+    let mut header = net_header::emit(frame.checksum(), room.features, count as u16);
+    let large = frame.is_large() && cut::whole(frame, room.features, &mut header);
+    write(&header, frame.segments(), room, count, written);
+    large
+}
+
+/// Writes a frame behind its header into `count` chains behind those of `written`, and adds what was written to each.
+#[inline]
+pub(super) fn write<'b>(
+    header: &[u8; HEADER_MAX],
+    bytes: impl Iterator<Item = &'b [u8]>,
+    room: &Room<'_, '_>,
+    count: usize,
+    written: &mut ArrayVec<u32, BATCH>,
+) {
     let mut target = Target {
-        chains,
-        end,
+        chains: room.chains,
+        end: written.len() + count,
         buffer: 0,
         at: 0,
         in_chain: 0,
         written,
-        log,
+        log: room.log,
     };
-    target.write(&header[..features.header_len()]);
-    for segment in frame.segments() {
-        target.write(segment);
+    target.write(&header[..room.features.header_len()]);
+    for piece in bytes {
+        target.write(piece);
     }
     target.finish();
 }

@@ -8,9 +8,9 @@ use arrayvec::ArrayVec;
 use vswitch_common::mbuf::{DATA_ROOM, Mbuf};
 
 use super::seat::{Seat, count};
-use super::{Lane, Standing};
+use super::{Lane, Standing, long};
 use crate::guest_memory::Span;
-use crate::net_header::{self, Features, HEADER_MAX};
+use crate::net_header::{self, BadHeader, Features, HEADER_MAX};
 use crate::port::SwitchPort;
 use crate::virtqueue::{Access, BATCH, Chains, Fault, Virtqueue};
 
@@ -18,11 +18,21 @@ use crate::virtqueue::{Access, BATCH, Chains, Fault, Virtqueue};
 const SHORTEST: usize = 14;
 
 /// Why a guest's frame goes no further.
-enum Refused {
+pub(super) enum Refused {
     TooLong,
     TooShort,
     BadHeader,
     Broken(Fault),
+    /// The switch must give more mbufs first.
+    NotYet,
+}
+
+/// What became of a batch.
+struct Taken {
+    /// Chains that the guest has there, as far as was looked.
+    seen: usize,
+    /// Chains that are used.
+    used: usize,
 }
 
 /// Moves a batch.
@@ -37,8 +47,8 @@ pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut S
     let took = take(lane, seat);
     let stats = seat.port.stats();
     match took {
-        Ok(0) => return Standing::Idle,
-        Ok(_) if seat.empties.is_empty() && seat.outgoing.is_empty() => return Standing::AwaitsSwitch,
+        Ok(Taken { seen: 0, .. }) => return Standing::Idle,
+        Ok(Taken { used: 0, .. }) => return Standing::AwaitsSwitch,
         Ok(_) => {}
         Err(fault) => {
             count(&stats.broken_virtqueues, 1);
@@ -55,10 +65,9 @@ pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut S
     Standing::Busy
 }
 
-/// Copies a batch of the guest's frames into empty mbufs. Returns how many chains the guest has there, as far as
-/// was looked.
+/// Copies a batch of the guest's frames into empty mbufs.
 #[inline]
-fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Result<usize, Fault> {
+fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Result<Taken, Fault> {
     let Lane {
         queue,
         memory,
@@ -69,27 +78,33 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
     // Without mbufs one chain is looked at, to tell "nothing to send" from "waits for the switch".
     queue.take(memory, Access::Read, seat.empties.len().max(1), &mut chains)?;
     let mut written = ArrayVec::<u32, BATCH>::new();
-    let mut result = Ok(chains.len());
+    let mut result = Ok(());
     for index in 0..chains.len() {
         let (buffers, bytes) = chains.get(index);
         let Some(mut mbuf) = seat.empties.pop() else {
             break;
         };
-        match copy(buffers, bytes, *features, &mut mbuf) {
+        match copy(buffers, bytes, *features, &mut mbuf, seat) {
             Ok(()) => seat.outgoing.push(mbuf),
             Err(why) => {
                 seat.empties.push(mbuf);
-                if let Refused::Broken(fault) = why {
-                    result = Err(fault);
-                    break;
+                match why {
+                    Refused::Broken(fault) => {
+                        result = Err(fault);
+                        break;
+                    }
+                    Refused::NotYet => break,
+                    why => refuse(seat, &why),
                 }
-                refuse(seat, &why);
             }
         }
         written.push(0);
     }
     queue.complete(&written);
-    result
+    result.map(|()| Taken {
+        seen: chains.len(),
+        used: written.len(),
+    })
 }
 
 /// Takes a batch and lets it go: there is no switch.
@@ -118,20 +133,26 @@ fn refuse<P: SwitchPort>(seat: &Seat<P>, why: &Refused) {
         Refused::TooLong => count(&stats.tx_too_long, 1),
         Refused::TooShort => count(&stats.tx_too_short, 1),
         Refused::BadHeader => count(&stats.tx_bad_header, 1),
-        Refused::Broken(_) => {}
+        Refused::Broken(_) | Refused::NotYet => {}
     }
 }
 
 /// Copies the frame in a chain into `mbuf`, and what its header says.
 #[inline]
-fn copy(buffers: &[Span<'_>], bytes: usize, features: Features, mbuf: &mut Mbuf) -> Result<(), Refused> {
+fn copy<P: SwitchPort>(
+    buffers: &[Span<'_>],
+    bytes: usize,
+    features: Features,
+    mbuf: &mut Mbuf,
+    seat: &mut Seat<P>,
+) -> Result<(), Refused> {
     let header_len = features.header_len();
     if bytes < header_len {
         return Err(Refused::Broken(Fault::NoHeader { len: bytes }));
     }
     let len = bytes - header_len;
     if len > DATA_ROOM {
-        return Err(Refused::TooLong);
+        return long::copy(buffers, len, features, mbuf, seat);
     }
     if len < SHORTEST {
         return Err(Refused::TooShort);
@@ -150,8 +171,10 @@ fn copy(buffers: &[Span<'_>], bytes: usize, features: Features, mbuf: &mut Mbuf)
         buffer.read(lead, &mut room[in_frame..in_frame + rest]);
         in_frame += rest;
     }
-    let checksum =
-        net_header::parse(&header, features, len).map_err(|net_header::BadHeader| Refused::BadHeader)?;
-    mbuf.set_frame(len, checksum);
-    Ok(())
+    let request = net_header::parse(&header, features, len).map_err(|BadHeader| Refused::BadHeader)?;
+    mbuf.set_frame(len, request.checksum);
+    match request.cut {
+        Some(cut) => long::mark(mbuf, cut, seat),
+        None => Ok(()),
+    }
 }

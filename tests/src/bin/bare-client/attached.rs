@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vswitch_common::gso::{Kind, Segmentation};
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
 use vswitch_common::port::client::{Attachment, Connection, Event, QueuePair};
 use vswitch_common::port::message::Hello;
@@ -77,29 +78,18 @@ impl Client {
         let queue = self.queue(words.number()?)?;
         let mut count = 0;
         for text in words.0 {
-            let frame: Frame = text.parse()?;
-            if frame.len() > DATA_ROOM {
-                return Err(format!("{} bytes do not fit an mbuf", frame.len()));
-            }
-            let mut one = ArrayVec::<Mbuf, 1>::new();
-            supply(|| {
-                queue.alloc(&mut one);
-                one.is_full()
-            })?;
-            let mbuf = &mut one[0];
-            mbuf.room_mut()[..frame.len()].copy_from_slice(&frame.bytes);
-            let checksum = match frame.partial {
-                Some((start, offset)) => Checksum::Partial { start, offset },
-                None => Checksum::Unknown,
-            };
-            mbuf.set_frame(frame.len(), checksum);
-            supply(|| {
-                queue.send(&mut one);
-                one.is_empty()
-            })?;
+            send(queue, &text.parse()?, None)?;
             count += 1;
         }
         Ok(count.to_string())
+    }
+
+    /// `send-large QUEUE LEN SIZE`: [`Frame::tcp4_large`] with LEN bytes of payload, to be cut into pieces of SIZE.
+    pub fn send_large(&mut self, mut words: Words<'_>) -> Result<String, String> {
+        let queue = self.queue(words.number()?)?;
+        let frame = Frame::tcp4_large(words.number()?);
+        send(queue, &frame, Some(words.number()?))?;
+        Ok(String::new())
     }
 
     pub fn receive(&mut self, words: Words<'_>) -> Result<String, String> {
@@ -122,7 +112,7 @@ impl Client {
                 queue.receive(&mut one);
                 let Some(mbuf) = one.first() else { continue };
                 texts.push(word(mbuf));
-                queue.release(&mut one);
+                queue.release_frames(&mut one);
                 break;
             }
             if !texts.is_empty() && texts.len() == count {
@@ -217,6 +207,35 @@ impl Client {
         self.attachment.take().ok_or("not attached")?.detach();
         Ok(String::new())
     }
+}
+
+/// Sends a frame, in as many mbufs as it takes; a TCP frame over IPv4 to be cut into pieces of `size` bytes, if one is given.
+fn send(queue: &mut QueuePair, frame: &Frame, size: Option<u16>) -> Result<(), String> {
+    let mut mbufs = Vec::new();
+    for part in frame.bytes.chunks(DATA_ROOM) {
+        let mut one = ArrayVec::<Mbuf, 1>::new();
+        supply(|| {
+            queue.alloc(&mut one);
+            one.is_full()
+        })?;
+        one[0].room_mut()[..part.len()].copy_from_slice(part);
+        one[0].set_frame(part.len(), Checksum::Unknown);
+        mbufs.extend(one);
+    }
+    let rest = mbufs.split_off(1);
+    mbufs[0].chain(&rest);
+    if let Some((start, offset)) = frame.partial {
+        mbufs[0].set_checksum(Checksum::Partial { start, offset });
+        if let Some(size) = size {
+            let cut = Segmentation::new(Kind::Tcp4, false, size, start, mbufs[0].data());
+            mbufs[0].set_segmentation(cut.ok_or("it can't be cut")?);
+        }
+    }
+    let mut one: ArrayVec<Mbuf, 1> = mbufs.drain(..).collect();
+    supply(|| {
+        queue.send(&mut one);
+        one.is_empty()
+    })
 }
 
 fn text_of(mbuf: &Mbuf) -> String {

@@ -73,6 +73,8 @@ impl Client {
                     "priv_size" => (*mbuf).priv_size = value as u16,
                     "ol_flags" => (*mbuf).ol_flags = value,
                     "meta" => mbuf.add(1).cast::<u32>().write(value as u32),
+                    "meta4" => mbuf.add(1).cast::<u32>().add(1).write(value as u32),
+                    "meta8" => mbuf.add(1).cast::<u32>().add(2).write(value as u32),
                     other => return Err(format!("{other:?} is no field")),
                 }
             }

@@ -76,6 +76,7 @@ impl Client {
         match words.next()? {
             "attach" => self.attach(words),
             "send" => self.send(words),
+            "send-large" => self.send_large(words),
             "receive" => self.receive(words),
             "checksums" => self.checksums(words),
             "traffic" => self.traffic(words),
