@@ -512,7 +512,7 @@ impl Mbuf {
     /// Where the buffer of the mbuf at `address` begins.
     #[inline]
     pub fn buffer_address(address: usize) -> usize {
-        address + HEADER_LEN + PRIV_LEN
+        address.wrapping_add(HEADER_LEN + PRIV_LEN)
     }
 
     /// Makes this a frame of one segment, keeping its bytes, with `checksum` and no other offload.

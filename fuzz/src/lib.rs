@@ -1,4 +1,4 @@
-//! What the fuzz targets share: a guest's memory with canaries, a model of the split virtqueue, and a look-out for leaks.
+//! What the fuzz targets share: a guest's memory with canaries, models of virtqueues, and a look-out for leaks.
 
 #[cfg(feature = "fuzz")]
 pub mod clients;
@@ -12,3 +12,5 @@ pub mod leaks;
 pub mod process;
 #[cfg(feature = "fuzz")]
 pub mod split;
+#[cfg(feature = "fuzz")]
+pub mod virtqueue;

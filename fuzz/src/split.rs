@@ -3,9 +3,10 @@
 
 use dpdk_qemu_shim::guest_memory::testing::FRONTEND;
 use dpdk_qemu_shim::virtqueue::testing::{INDIRECT, NEXT, WRITE};
-use dpdk_qemu_shim::virtqueue::{MAX_CHAIN, SplitAddresses};
+use dpdk_qemu_shim::virtqueue::{MAX_CHAIN, RingAddresses};
 
 use crate::guest::Guest;
+use crate::virtqueue::Buffer;
 
 /// A ring at `at` in guest memory.
 #[derive(Debug, Clone, Copy)]
@@ -13,9 +14,6 @@ pub struct Ring {
     pub at: u64,
     pub size: u16,
 }
-
-/// A buffer: guest address and bytes.
-pub type Buffer = (u64, u32);
 
 impl Ring {
     pub fn available(&self) -> u64 {
@@ -32,8 +30,8 @@ impl Ring {
     }
 
     /// In the frontend's addresses.
-    pub fn addresses(&self) -> SplitAddresses {
-        SplitAddresses {
+    pub fn addresses(&self) -> RingAddresses {
+        RingAddresses {
             descriptors: FRONTEND + self.at,
             available: FRONTEND + self.available(),
             used: FRONTEND + self.used(),

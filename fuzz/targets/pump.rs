@@ -14,17 +14,18 @@ use dpdk_qemu_shim::port::SwitchPort;
 use dpdk_qemu_shim::pump::testing::{Loopback, step, take_apart};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
 use dpdk_qemu_shim::virtqueue::testing::{INDIRECT, NEXT, WRITE};
-use dpdk_qemu_shim::virtqueue::{SplitQueue, Virtqueue};
+use dpdk_qemu_shim::virtqueue::{Ring as Queue, SplitQueue, Virtqueue};
 use libfuzzer_sys::fuzz_target;
 use vswitch_common::gso::{Kind, Segmentation};
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS};
 use vswitch_fuzz::guest::{Address, Guest, Length};
 use vswitch_fuzz::leaks;
-use vswitch_fuzz::split::{Buffer, Ring, descriptor};
+use vswitch_fuzz::split::{Ring, descriptor};
+use vswitch_fuzz::virtqueue::Buffer;
 
-/// Feature bits that a driver may choose from: CSUM, GUEST_CSUM, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, VERSION_1; and of
-/// large frames GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN, GUEST_USO4, GUEST_USO6, HOST_USO.
-const FEATURES: [u32; 15] = [0, 1, 15, 28, 29, 32, 7, 8, 9, 11, 12, 13, 54, 55, 56];
+/// Feature bits that a driver may choose from: CSUM, GUEST_CSUM, MRG_RXBUF, INDIRECT_DESC, EVENT_IDX, VERSION_1, IN_ORDER;
+/// and of large frames GUEST_TSO4, GUEST_TSO6, GUEST_ECN, HOST_TSO4, HOST_TSO6, HOST_ECN, GUEST_USO4, GUEST_USO6, HOST_USO.
+const FEATURES: [u32; 16] = [0, 1, 15, 28, 29, 32, 7, 8, 9, 11, 12, 13, 54, 55, 56, 35];
 /// Bytes of the longest frame.
 const LONGEST: usize = MAX_SEGMENTS * DATA_ROOM;
 /// Steps in which everything that can wait must be done.
@@ -154,7 +155,7 @@ impl Bench {
         bench
     }
 
-    fn lane(&mut self, side: Side) -> &mut Option<Lane<SplitQueue>> {
+    fn lane(&mut self, side: Side) -> &mut Option<Lane<Queue>> {
         match side {
             Side::Transmit => &mut self.state.tx,
             Side::Receive => &mut self.state.rx,
@@ -164,10 +165,10 @@ impl Bench {
     fn start(&mut self, side: Side) {
         let ring = self.rings[at(side)];
         let mut queue = SplitQueue::new(&self.memory, ring.addresses(), ring.size).expect("in memory");
-        queue.set_features(self.features.event_idx(), self.features.indirect());
+        queue.set_features(self.features.ring());
         let lane = Lane {
             name: format!("{side:?}"),
-            queue,
+            queue: Queue::Split(queue),
             memory: Arc::clone(&self.memory),
             features: self.features,
             enabled: true,
@@ -248,7 +249,7 @@ impl Bench {
         for i in 0..ring.size {
             let head = ring.head(&self.guest, i);
             may.extend(
-                ring.chain(&self.guest, head, true, self.features.indirect())
+                ring.chain(&self.guest, head, true, self.features.ring().indirect)
                     .into_iter()
                     .flatten(),
             );
@@ -261,7 +262,7 @@ impl Bench {
             Side::Transmit => &self.state.tx,
             Side::Receive => &self.state.rx,
         };
-        lane.as_ref().map_or(0, |lane| lane.queue.base())
+        lane.as_ref().map_or(0, |lane| lane.queue.base() as u16)
     }
 
     fn run(&mut self) {

@@ -1,17 +1,17 @@
 //! The header before every frame in a virtqueue (virtio 1.2 §5.1.6): `virtio_net_hdr_v1`, little-endian.
 
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_net::{
     VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_GUEST_ECN, VIRTIO_NET_F_GUEST_TSO4,
     VIRTIO_NET_F_GUEST_TSO6, VIRTIO_NET_F_GUEST_USO4, VIRTIO_NET_F_GUEST_USO6, VIRTIO_NET_F_HOST_ECN,
     VIRTIO_NET_F_HOST_TSO4, VIRTIO_NET_F_HOST_TSO6, VIRTIO_NET_F_HOST_USO, VIRTIO_NET_F_MRG_RXBUF,
     VIRTIO_NET_HDR_F_DATA_VALID, VIRTIO_NET_HDR_F_NEEDS_CSUM, VIRTIO_NET_HDR_GSO_NONE,
 };
-use virtio_bindings::{
-    virtio_config::VIRTIO_F_VERSION_1, virtio_ring::VIRTIO_RING_F_EVENT_IDX,
-    virtio_ring::VIRTIO_RING_F_INDIRECT_DESC,
-};
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vswitch_common::gso::{Kind, Segmentation};
 use vswitch_common::mbuf::Checksum;
+
+use crate::virtqueue::{Layout, Negotiated};
 
 /// Bytes of the header with `num_buffers`.
 pub const HEADER_MAX: usize = 12;
@@ -83,14 +83,22 @@ impl Features {
         kind && self.rx_checksum() && (!segmentation.ecn || self.has(VIRTIO_NET_F_GUEST_ECN))
     }
 
-    /// Used-ring and available-ring event indices (§2.7.7).
-    pub fn event_idx(self) -> bool {
-        self.has(VIRTIO_RING_F_EVENT_IDX)
+    /// How virtqueues lie in memory.
+    pub fn layout(self) -> Layout {
+        if self.has(VIRTIO_F_RING_PACKED) {
+            Layout::Packed
+        } else {
+            Layout::Split
+        }
     }
 
-    /// Indirect descriptors (§2.7.5.3).
-    pub fn indirect(self) -> bool {
-        self.has(VIRTIO_RING_F_INDIRECT_DESC)
+    /// What concerns the virtqueues themselves.
+    pub fn ring(self) -> Negotiated {
+        Negotiated {
+            event_idx: self.has(VIRTIO_RING_F_EVENT_IDX),
+            indirect: self.has(VIRTIO_RING_F_INDIRECT_DESC),
+            in_order: self.has(VIRTIO_F_IN_ORDER),
+        }
     }
 }
 

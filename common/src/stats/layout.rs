@@ -115,7 +115,7 @@ pub struct ThreadStats {
 
 /// A port's counters as one thread counts them; see [`Counter`].
 #[repr(C, align(64))]
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct PortStats(pub [AtomicU64; 40]);
 
 macro_rules! counters {

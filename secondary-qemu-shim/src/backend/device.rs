@@ -12,7 +12,7 @@ use crate::guest_memory::{DirtyLog, GuestMemory, SharedTable};
 use crate::net_header::Features;
 use crate::port::SwitchPort;
 use crate::pump::{Lane, Pump, Seat, State};
-use crate::virtqueue::{InflightQueue, SplitQueue, UsedLog, Virtqueue};
+use crate::virtqueue::{Ring, UsedLog, Virtqueue};
 
 /// Why there is no device.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +126,7 @@ impl<P: SwitchPort + 'static> Device<P> {
     }
 
     /// Changes the running lane of virtqueue `index`, if there is one.
-    pub(super) fn change_lane(&self, index: usize, change: impl FnOnce(&mut Lane<SplitQueue>)) {
+    pub(super) fn change_lane(&self, index: usize, change: impl FnOnce(&mut Lane<Ring>)) {
         self.change(index, |state, direction| {
             if let Some(lane) = lane_of(state, direction) {
                 change(lane);
@@ -165,28 +165,26 @@ impl<P: SwitchPort + 'static> Device<P> {
             );
             return;
         };
-        let Some(mut queue) = SplitQueue::new(memory, addresses, vring.size) else {
+        let features = Features::new(self.features);
+        let Some(mut queue) = Ring::new(features.layout(), memory, addresses, vring.size, vring.base) else {
             log::error!(
-                "{name}: a ring of {} at {addresses:x?} is not in guest memory; it stays stopped",
-                vring.size
+                "{name}: a ring of {} at {addresses:x?}, to go on at {:#x}, is not in guest memory; it stays stopped",
+                vring.size,
+                vring.base
             );
             return;
         };
-        let features = Features::new(self.features);
-        queue.set_features(features.event_idx(), features.indirect());
+        queue.set_features(features.ring());
         queue.set_log(self.used_log(index));
+        if let Some(Inflight { table, queue_size }) = &self.inflight {
+            queue.set_inflight(table, index, *queue_size);
+        }
         if queue.base() != vring.base {
             log::info!(
-                "{name}: goes on at used index {}, not at {} as told",
+                "{name}: goes on at {:#x}, not at {:#x} as told",
                 queue.base(),
                 vring.base
             );
-        }
-        if let Some(Inflight { table, queue_size }) = &self.inflight
-            && *queue_size == vring.size
-            && let Some(inflight) = InflightQueue::new(Arc::clone(table), index, *queue_size)
-        {
-            queue.set_inflight(inflight);
         }
         fault::point(Point::QueueReady);
         queue.suppress_kicks();
@@ -207,7 +205,7 @@ impl<P: SwitchPort + 'static> Device<P> {
             call.signal();
         }
         log::debug!(
-            "{}: starts at {}, {} entries",
+            "{}: starts at {:#x}, {} entries",
             lane.name,
             lane.queue.base(),
             lane.queue.size()
@@ -229,7 +227,7 @@ impl<P: SwitchPort + 'static> Device<P> {
         vring.kick = None;
         if let Some(lane) = lane {
             vring.base = lane.queue.base();
-            log::debug!("{}: stopped at {}", lane.name, vring.base);
+            log::debug!("{}: stopped at {:#x}", lane.name, vring.base);
             self.reseat();
         }
     }
@@ -271,13 +269,10 @@ impl<P: SwitchPort + 'static> Device<P> {
             self.change(index, |state, direction| {
                 let slot = slot_of(state, direction);
                 *slot = slot.take().and_then(|lane| {
-                    // Not what the frontend has told since: that is for the next start.
-                    let size = lane.queue.size();
-                    let Some(mut queue) = SplitQueue::new(&memory, addresses, size) else {
+                    let Some(queue) = lane.queue.moved(&memory, addresses) else {
                         log::error!("{name}: the new memory table does not hold the ring; it stops");
                         return None;
                     };
-                    queue.carry_on(lane.queue);
                     Some(Lane {
                         queue,
                         memory: Arc::clone(&memory),
@@ -323,13 +318,13 @@ impl<P: SwitchPort + 'static> Device<P> {
     }
 }
 
-fn slot_of<P>(state: &mut State<P>, direction: Direction) -> &mut Option<Lane<SplitQueue>> {
+fn slot_of<P>(state: &mut State<P>, direction: Direction) -> &mut Option<Lane<Ring>> {
     match direction {
         Direction::Receive => &mut state.rx,
         Direction::Transmit => &mut state.tx,
     }
 }
 
-fn lane_of<P>(state: &mut State<P>, direction: Direction) -> Option<&mut Lane<SplitQueue>> {
+fn lane_of<P>(state: &mut State<P>, direction: Direction) -> Option<&mut Lane<Ring>> {
     slot_of(state, direction).as_mut()
 }

@@ -19,8 +19,9 @@ use super::device::Inflight;
 use super::features::{FEATURES, PROTOCOL, PROTOCOL_FEATURES};
 use super::vring::for_pump;
 use crate::guest_memory::{DirtyLog, GuestMemory, MapError, RegionSpec, SharedTable};
+use crate::net_header::Features;
 use crate::port::SwitchPort;
-use crate::virtqueue::{MAX_SIZE, SplitAddresses, region_size};
+use crate::virtqueue::{Layout, RingAddresses};
 
 fn mapping(why: MapError) -> Error {
     Error::ReqHandlerError(std::io::Error::other(why))
@@ -42,6 +43,10 @@ impl<P: SwitchPort + 'static> Device<P> {
         } else {
             Err(Error::InvalidParam)
         }
+    }
+
+    fn layout(&self) -> Layout {
+        Features::new(self.features).layout()
     }
 
     fn reset(&mut self) {
@@ -112,7 +117,7 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let index = self.index(index)?;
         match u16::try_from(num) {
-            Ok(size) if size.is_power_of_two() && size <= MAX_SIZE => {
+            Ok(size) if self.layout().allows(size) => {
                 self.vrings[index].size = size;
                 Ok(())
             }
@@ -134,7 +139,7 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
         vring.log_used = flags
             .contains(VhostUserVringAddrFlags::VHOST_VRING_F_LOG)
             .then_some(log);
-        vring.addresses = Some(SplitAddresses {
+        vring.addresses = Some(RingAddresses {
             descriptors: descriptor,
             available,
             used,
@@ -146,14 +151,18 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
 
     fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
         let index = self.index(index)?;
-        self.vrings[index].base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
+        if self.layout() == Layout::Split && base > u16::MAX.into() {
+            return Err(Error::InvalidParam);
+        }
+        self.vrings[index].base = base;
         Ok(())
     }
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let at = self.index(index)?;
+        self.change_lane(at, |lane| lane.queue.hand_over());
         self.stop(at);
-        Ok(VhostUserVringState::new(index, u32::from(self.vrings[at].base)))
+        Ok(VhostUserVringState::new(index, self.vrings[at].base))
     }
 
     fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
@@ -219,13 +228,11 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
             queue_size,
             ..
         } = *wanted;
-        if usize::from(num_queues) > self.vrings.len()
-            || !queue_size.is_power_of_two()
-            || queue_size > MAX_SIZE
-        {
+        let layout = self.layout();
+        if usize::from(num_queues) > self.vrings.len() || !layout.allows(queue_size) {
             return Err(Error::InvalidParam);
         }
-        let size = region_size(queue_size) * u64::from(num_queues);
+        let size = layout.inflight_len(queue_size) * u64::from(num_queues);
         let fd = memfd_create(c"dpdk-qemu-shim-inflight", MFdFlags::MFD_CLOEXEC)
             .map_err(|_| Error::MemFdCreateError)?;
         let mut file = File::from(fd);
@@ -242,6 +249,10 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
     }
 
     fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
+        // It holds words that are stored at once.
+        if !inflight.mmap_offset.is_multiple_of(8) {
+            return Err(Error::InvalidParam);
+        }
         let table = SharedTable::map(&file, inflight.mmap_offset, inflight.mmap_size).map_err(mapping)?;
         self.inflight = Some(Inflight {
             table: Arc::new(table),

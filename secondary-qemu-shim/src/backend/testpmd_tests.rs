@@ -181,22 +181,29 @@ fn bounce(port: &Loopback, count: usize) -> Result<(), String> {
 }
 
 fn run(queues: u16, options: &str, count: usize) {
+    run_restarting(queues, options, count, 0);
+}
+
+/// The backend is replaced by another one `restarts` times.
+fn run_restarting(queues: u16, options: &str, count: usize, restarts: usize) {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("vhost.sock");
-    let ports: Vec<Loopback> = (0..queues).map(|_| Loopback::new(600)).collect();
     let testpmd = Testpmd::start(&socket, queues, options);
-    let server = Server::start(&socket, &ports);
-    for (queue, port) in ports.iter().enumerate() {
-        if let Err(why) = bounce(port, count) {
-            drop(server);
-            panic!("queue {queue}: {why}\n{}", testpmd.output());
+    for round in 0..=restarts {
+        let ports: Vec<Loopback> = (0..queues).map(|_| Loopback::new(600)).collect();
+        let server = Server::start(&socket, &ports);
+        for (queue, port) in ports.iter().enumerate() {
+            if let Err(why) = bounce(port, count) {
+                drop(server);
+                panic!("round {round}, queue {queue}: {why}\n{}", testpmd.output());
+            }
         }
     }
 }
 
 #[test]
 fn testpmd_sends_every_frame_back() {
-    run(1, "", 20_000);
+    run(1, ",in_order=0", 20_000);
 }
 
 #[test]
@@ -207,4 +214,30 @@ fn testpmd_with_two_queue_pairs() {
 #[test]
 fn testpmd_without_mergeable_buffers() {
     run(1, ",mrg_rxbuf=0", 5_000);
+}
+
+#[test]
+fn testpmd_with_packed_rings() {
+    run(1, ",packed_vq=1,in_order=0", 20_000);
+}
+
+#[test]
+fn testpmd_in_order() {
+    run(1, ",in_order=1", 20_000);
+}
+
+#[test]
+fn testpmd_with_packed_rings_in_order() {
+    run(2, ",packed_vq=1,in_order=1", 10_000);
+}
+
+#[test]
+fn testpmd_with_packed_rings_without_mergeable_buffers() {
+    run(1, ",packed_vq=1,in_order=0,mrg_rxbuf=0", 5_000);
+}
+
+#[test]
+fn testpmd_sees_another_backend_take_over() {
+    run_restarting(1, ",packed_vq=0", 2_000, 2);
+    run_restarting(1, ",packed_vq=1", 2_000, 2);
 }

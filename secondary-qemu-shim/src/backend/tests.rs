@@ -11,17 +11,22 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost::vhost_user::message::{VhostUserHeaderFlag, VhostUserInflight};
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserDirtyLogRegion, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use vmm_sys_util::eventfd::EventFd;
 
 mod hostile;
+mod packed;
 
 use super::*;
 use crate::eal_args::EalArgs;
 use crate::guest_memory::testing::{FRONTEND, memfd, peek, poke};
 use crate::guest_memory::{GuestMemory, RegionSpec};
 use crate::pump::testing::Loopback;
+use crate::virtqueue::RingAddresses;
 use crate::virtqueue::testing::{Driver, dirty_pages};
 
+/// All but the other layout of the rings.
+const SPLIT: u64 = FEATURES & !(1 << VIRTIO_F_RING_PACKED);
 const SIZE: u64 = 0x20_0000;
 const QUEUE: u16 = 256;
 const BUFFERS: u64 = 0x10_0000;
@@ -130,7 +135,10 @@ impl Session {
     }
 
     fn config(&self, index: usize, log: Option<u64>) -> VringConfigData {
-        let at = self.driver(index).addresses();
+        Self::config_at(self.driver(index).addresses(), log)
+    }
+
+    fn config_at(at: RingAddresses, log: Option<u64>) -> VringConfigData {
         VringConfigData {
             queue_max_size: QUEUE,
             queue_size: QUEUE,
@@ -144,10 +152,14 @@ impl Session {
 
     /// As QEMU starts a virtqueue.
     fn start(&mut self, index: usize, base: u16) {
+        self.start_at(index, base, self.driver(index).addresses());
+    }
+
+    fn start_at(&mut self, index: usize, base: u16, at: RingAddresses) {
         self.frontend.set_vring_num(index, QUEUE).unwrap();
         self.frontend.set_vring_base(index, base).unwrap();
         self.frontend
-            .set_vring_addr(index, &self.config(index, None))
+            .set_vring_addr(index, &Self::config_at(at, None))
             .unwrap();
         self.frontend.set_vring_kick(index, &self.kicks[index]).unwrap();
         self.frontend.set_vring_call(index, &self.calls[index]).unwrap();
@@ -201,7 +213,7 @@ fn receives(port: &Loopback, byte: u8) {
 #[test]
 fn frames_flow_once_the_rings_are_enabled() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.start(0, 0);
     session.start(1, 0);
     let (mut rx, mut tx) = (session.driver(0), session.driver(1));
@@ -224,7 +236,7 @@ fn frames_flow_once_the_rings_are_enabled() {
 #[test]
 fn stopping_tells_the_index_and_starting_goes_on_there() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (_, mut tx) = session.start_pair(0);
     for i in 0..5 {
@@ -244,7 +256,7 @@ fn stopping_tells_the_index_and_starting_goes_on_there() {
 #[test]
 fn a_new_connection_goes_on_at_the_used_index() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (_, mut tx) = session.start_pair(0);
     session.transmit(&mut tx, 1, 1);
@@ -253,7 +265,7 @@ fn a_new_connection_goes_on_at_the_used_index() {
     assert!(matches!(session.ended(), Ended::Closed));
     session.transmit(&mut tx, 1, 2);
     session.connect();
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     // testpmd's virtio-user says 0 whatever happened; QEMU says what the used index says.
     session.start_pair(0);
     receives(&session.ports[0], 2);
@@ -263,7 +275,7 @@ fn a_new_connection_goes_on_at_the_used_index() {
 #[test]
 fn fewer_enabled_queues_than_rings_lose_nothing() {
     let mut session = Session::new(4);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (mut rx0, _) = session.start_pair(0);
     let (mut rx1, mut tx1) = session.start_pair(1);
@@ -295,7 +307,7 @@ fn fewer_enabled_queues_than_rings_lose_nothing() {
 #[test]
 fn memory_is_replaced_under_running_rings() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (_, mut tx) = session.start_pair(0);
     session.transmit(&mut tx, 1, 1);
@@ -313,7 +325,7 @@ fn memory_is_replaced_under_running_rings() {
 #[test]
 fn a_migrations_log_names_what_is_written() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES & !features::LOG_ALL);
+    session.negotiate(SPLIT & !features::LOG_ALL);
     session.attach();
     let (mut rx, _) = session.start_pair(0);
     rx.offer(&[(BUFFERS + 0x5000, 1600, true)]);
@@ -326,7 +338,7 @@ fn a_migrations_log_names_what_is_written() {
         mmap_handle: log.as_raw_fd(),
     };
     session.frontend.set_log_base(0, Some(region)).unwrap();
-    session.frontend.set_features(FEATURES).unwrap();
+    session.frontend.set_features(SPLIT).unwrap();
     session
         .frontend
         .set_vring_addr(0, &session.config(0, Some(0x3000)))
@@ -344,7 +356,7 @@ fn a_migrations_log_names_what_is_written() {
 #[test]
 fn inflight_memory_is_given_and_taken_back() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let wanted = VhostUserInflight {
         num_queues: 2,
@@ -368,7 +380,7 @@ fn inflight_memory_is_given_and_taken_back() {
 #[test]
 fn a_broken_virtqueue_is_reported_and_mended_by_a_restart() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (_, mut tx) = session.start_pair(0);
     let err = EventFd::new(libc::EFD_NONBLOCK).unwrap();
@@ -416,7 +428,7 @@ fn nonsense_ends_the_connection_and_nothing_else() {
         assert!(!matches!(ended, Ended::Closed), "{bytes:?}: {ended}");
         session.connect();
     }
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (_, mut tx) = session.start_pair(0);
     session.transmit(&mut tx, 1, 1);
@@ -426,7 +438,7 @@ fn nonsense_ends_the_connection_and_nothing_else() {
 #[test]
 fn a_ring_outside_memory_does_not_start_and_the_connection_lives() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     session.frontend.set_vring_num(1, QUEUE).unwrap();
     session

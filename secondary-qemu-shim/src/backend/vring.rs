@@ -3,7 +3,7 @@
 use std::fs::File;
 
 use crate::pump::Eventfd;
-use crate::virtqueue::SplitAddresses;
+use crate::virtqueue::RingAddresses;
 
 /// Which way a virtqueue's frames go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +18,11 @@ pub enum Direction {
 #[derive(Debug, Default)]
 pub struct Vring {
     pub size: u16,
-    pub addresses: Option<SplitAddresses>,
-    /// Guest physical address of the used ring, where writes to it are to be logged.
+    pub addresses: Option<RingAddresses>,
+    /// Guest physical address of the used ring, where writes to the ring are to be logged.
     pub log_used: Option<u64>,
-    /// Next available index, as the frontend set it or as the ring stopped.
-    pub base: u16,
+    /// Where the ring stands, as the frontend set it or as the ring stopped.
+    pub base: u32,
     /// Enabled by message, or from the start where that message was not negotiated.
     pub enabled: bool,
     /// A kick descriptor came (or its absence was told): the ring is to run.

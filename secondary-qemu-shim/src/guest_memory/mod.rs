@@ -106,13 +106,16 @@ impl GuestMemory {
         None
     }
 
-    /// Host address of the `len` bytes at the frontend's address `address`, if they lie within one region.
-    fn by_frontend_address(&self, address: u64, len: usize) -> Option<NonNull<u8>> {
+    /// Host and guest physical address of the `len` bytes at the frontend's address `address`, if they lie within one
+    /// region.
+    fn by_frontend_address(&self, address: u64, len: usize) -> Option<(NonNull<u8>, u64)> {
         self.regions.iter().find_map(|region| {
             let offset = address.wrapping_sub(region.frontend);
-            (offset < region.size && len as u64 <= region.size - offset)
+            (offset < region.size && len as u64 <= region.size - offset).then(|| {
                 // SAFETY: offset lies within the region, which is mapped whole.
-                .then(|| unsafe { region.host.add(offset as usize) })
+                let host = unsafe { region.host.add(offset as usize) };
+                (host, region.guest + offset)
+            })
         })
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use vswitch_common::mbuf::prefetch;
 
@@ -12,6 +12,7 @@ use super::GuestMemory;
 #[derive(Debug)]
 pub struct RingArea {
     host: NonNull<u8>,
+    guest: u64,
     len: usize,
     _memory: Arc<GuestMemory>,
 }
@@ -22,14 +23,20 @@ unsafe impl Send for RingArea {}
 impl RingArea {
     /// The `len` bytes at the frontend's address `address`, if one region holds them and they are aligned to `align`.
     pub fn resolve(memory: &Arc<GuestMemory>, address: u64, len: usize, align: usize) -> Option<RingArea> {
-        let host = memory.by_frontend_address(address, len)?;
+        let (host, guest) = memory.by_frontend_address(address, len)?;
         (host.as_ptr() as usize)
             .is_multiple_of(align.max(2))
             .then(|| RingArea {
                 host,
+                guest,
                 len,
                 _memory: Arc::clone(memory),
             })
+    }
+
+    /// Guest physical address.
+    pub fn guest(&self) -> u64 {
+        self.guest
     }
 
     #[inline]
@@ -56,6 +63,32 @@ impl RingArea {
     #[inline]
     pub fn store(&self, offset: usize, value: u16, order: Ordering) {
         self.word(offset).store(value.to_le(), order);
+    }
+
+    #[inline]
+    fn long(&self, offset: usize) -> &AtomicU64 {
+        let at = self.host.as_ptr().wrapping_add(offset);
+        assert!(offset <= self.len && 8 <= self.len - offset && (at as usize).is_multiple_of(8));
+        // SAFETY: inside the area and aligned; an atomic may be shared with the guest, as in `word`.
+        unsafe { AtomicU64::from_ptr(at.cast()) }
+    }
+
+    /// Loads the little-endian 64-bit word at `offset`.
+    ///
+    /// # Panics
+    /// If it does not lie inside or is not aligned.
+    #[inline]
+    pub fn load64(&self, offset: usize, order: Ordering) -> u64 {
+        u64::from_le(self.long(offset).load(order))
+    }
+
+    /// Stores a little-endian 64-bit word at `offset`.
+    ///
+    /// # Panics
+    /// If it does not lie inside or is not aligned.
+    #[inline]
+    pub fn store64(&self, offset: usize, value: u64, order: Ordering) {
+        self.long(offset).store(value.to_le(), order);
     }
 
     /// Copies `N` bytes out, once.

@@ -1,7 +1,7 @@
 //! Shared memory that is not the guest's: small tables that a frontend and a backend both keep.
 
 use std::fs::File;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use super::mapping::{MapError, Mapping};
 
@@ -65,6 +65,30 @@ impl SharedTable {
         let at = self.check(at, N);
         // SAFETY: as in `read`, with the roles exchanged.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.mapping.start().as_ptr().add(at), N) };
+    }
+
+    fn long(&self, at: u64) -> &AtomicU64 {
+        let at = self.mapping.start().as_ptr().wrapping_add(self.check(at, 8));
+        assert!((at as usize).is_multiple_of(8));
+        // SAFETY: inside the mapping by the check, and aligned; an atomic may be shared with the other process.
+        unsafe { AtomicU64::from_ptr(at.cast()) }
+    }
+
+    /// Loads the 64-bit word at `at`, whole.
+    ///
+    /// # Panics
+    /// If it does not lie inside or is not aligned.
+    pub fn load64(&self, at: u64) -> u64 {
+        self.long(at).load(Ordering::Acquire)
+    }
+
+    /// Stores the 64-bit word at `at`, whole.
+    ///
+    /// # Panics
+    /// If it does not lie inside or is not aligned.
+    #[inline]
+    pub fn store64(&self, at: u64, value: u64) {
+        self.long(at).store(value, Ordering::Release);
     }
 
     /// Sets `bits` in the byte at `at`, atomically.

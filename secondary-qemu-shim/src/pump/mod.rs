@@ -27,7 +27,7 @@ use vswitch_common::port::RX_RING_SIZE;
 use vswitch_common::port::doorbell::Doorbell;
 
 use crate::port::SwitchPort;
-use crate::virtqueue::{BATCH, SplitQueue};
+use crate::virtqueue::{BATCH, Ring};
 
 /// What a pump's state is changed through.
 pub type Gate<P> = vswitch_sync::gate::Gate<State<P>, Doorbell>;
@@ -39,9 +39,9 @@ const PATIENCE: Duration = Duration::from_micros(20);
 #[derive(Debug)]
 pub struct State<P> {
     /// The virtqueue that the guest transmits on, once it runs.
-    pub tx: Option<Lane<SplitQueue>>,
+    pub tx: Option<Lane<Ring>>,
     /// The virtqueue that the guest receives on, once it runs.
-    pub rx: Option<Lane<SplitQueue>>,
+    pub rx: Option<Lane<Ring>>,
     /// The switch's queue pairs whose frames this pump delivers. The first one takes the guest's frames.
     pub seats: Vec<Seat<P>>,
     /// There is no switch and none is about to answer: the guest's frames go nowhere, as with a cable unplugged.

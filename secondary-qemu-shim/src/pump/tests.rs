@@ -16,7 +16,7 @@ use crate::guest_memory::GuestMemory;
 use crate::guest_memory::testing::{memory, peek, poke};
 use crate::net_header::Features;
 use crate::virtqueue::testing::{Driver, dirty_log, dirty_pages};
-use crate::virtqueue::{Fault, Virtqueue};
+use crate::virtqueue::{Fault, Ring, Virtqueue};
 
 mod large;
 
@@ -60,11 +60,11 @@ impl Bench {
         let (kick_file, kick) = eventfd();
         let lane = |driver: &Driver, name: &str| {
             let mut queue = driver.device();
-            queue.set_features(features.event_idx(), features.indirect());
+            queue.set_features(features.ring());
             queue.suppress_kicks();
             Some(Lane {
                 name: name.into(),
-                queue,
+                queue: Ring::Split(queue),
                 memory: Arc::clone(&memory),
                 features,
                 enabled: true,

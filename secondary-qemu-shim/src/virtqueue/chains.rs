@@ -72,6 +72,14 @@ impl<'m> Chains<'m> {
         self.buffers.remaining_capacity()
     }
 
+    /// Adds a chain of one buffer, for which there is room.
+    #[inline]
+    pub(super) fn push_whole(&mut self, buffer: Span<'m>) {
+        let bytes = buffer.len() as u32;
+        self.buffers.push(buffer);
+        self.ends.push((self.buffers.len() as u16, bytes));
+    }
+
     /// Adds a buffer to the chain that is being walked.
     #[inline]
     pub(super) fn push(&mut self, buffer: Span<'m>) -> Result<(), Fault> {

@@ -1,26 +1,68 @@
 //! The device's side of a virtqueue, free of what it carries.
 //!
-//! [`Virtqueue`] is the seam between the pumps and a ring layout; [`SplitQueue`] (virtio 1.2 §2.7) implements it.
+//! [`Virtqueue`] is the seam between the pumps and a ring layout; [`SplitQueue`] (virtio 1.2 §2.7) and [`PackedQueue`]
+//! (§2.8) implement it, and [`Ring`] is either.
 //! The contract all layouts share: chains are taken and marked used strictly in order, so between two batches the
-//! used index is all the state there is. Whatever the guest writes ends in frames or in a [`Fault`].
+//! place in the ring is all the state there is. Whatever the guest writes ends in frames or in a [`Fault`].
 
 mod chains;
+mod descriptor;
 mod inflight;
+mod packed;
+mod ring;
 mod split;
+
+use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 
 pub use chains::{Access, Chains};
-pub use inflight::{InflightQueue, region_size};
-pub use split::{MAX_SIZE, SplitAddresses, SplitQueue, UsedLog};
+pub use inflight::packed::PackedInflight;
+pub use inflight::split::SplitInflight;
+pub use packed::PackedQueue;
+pub use ring::{Layout, Ring};
+pub use split::SplitQueue;
 
-use crate::guest_memory::GuestMemory;
+use crate::guest_memory::{DirtyLog, GuestMemory};
+
+/// Largest queue size of both layouts (§2.7, §2.8).
+pub const MAX_SIZE: u16 = 32768;
 
 /// Chains taken at a time.
 pub const BATCH: usize = 64;
 
 /// Buffers in one chain at most. Indirect tables may exceed the queue's size, though not this.
 pub const MAX_CHAIN: usize = 1024;
+
+/// Where the frontend says that a queue's three parts lie, in its own addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingAddresses {
+    /// The descriptor table, or the descriptor ring of a packed queue.
+    pub descriptors: u64,
+    /// The driver's part: the available ring, or the driver event suppression of a packed queue.
+    pub available: u64,
+    /// The device's part: the used ring, or the device event suppression of a packed queue.
+    pub used: u64,
+}
+
+/// What driver and device agreed on, as far as rings are concerned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Negotiated {
+    /// Notifications can be asked for a certain descriptor (§2.7.7, §2.8.10).
+    pub event_idx: bool,
+    /// Indirect descriptors (§2.7.5.3, §2.8.7).
+    pub indirect: bool,
+    /// One used descriptor can tell of a whole batch (§2.7.9, §2.8.8).
+    pub in_order: bool,
+}
+
+/// Where writes to a ring are logged during a live migration.
+#[derive(Debug, Clone)]
+pub struct UsedLog {
+    pub log: Arc<DirtyLog>,
+    /// Guest physical address of a split queue's used ring.
+    pub guest: u64,
+}
 
 /// How a guest broke the rules of its virtqueue. The queue is out of service until the driver resets it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -77,10 +119,10 @@ pub trait Virtqueue {
     /// Asks the driver to notify of the next chain that this side has not seen. True: there is one already.
     fn enable_kicks(&mut self) -> bool;
 
-    /// The next available index: what `GET_VRING_BASE` answers.
-    fn base(&self) -> u16;
+    /// Where the queue stands: what `GET_VRING_BASE` answers.
+    fn base(&self) -> u32;
 
-    /// Chains that the ring has room for.
+    /// Descriptors that the ring has room for.
     fn size(&self) -> u16;
 }
 

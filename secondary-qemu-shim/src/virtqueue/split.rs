@@ -7,41 +7,19 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use arrayvec::ArrayVec;
-use virtio_bindings::virtio_ring::{
-    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-    VRING_USED_F_NO_NOTIFY,
-};
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use vswitch_common::fault::{self, Point};
 
-use super::{Access, BATCH, Chains, Fault, InflightQueue, MAX_CHAIN, Virtqueue};
-use crate::guest_memory::{DirtyLog, GuestMemory, RingArea, Span};
+use super::descriptor::{DESCRIPTOR, Descriptor, INDIRECT, NEXT};
+use super::{Access, BATCH, Chains, Fault, Negotiated, RingAddresses, SplitInflight, UsedLog, Virtqueue};
+use crate::guest_memory::{GuestMemory, RingArea, Span};
 
-/// Bytes of a descriptor (§2.7.5).
-const DESCRIPTOR: usize = 16;
 /// Where the ring of the available and of the used part starts, behind flags and index (§2.7.6, §2.7.8).
 const RING: usize = 4;
 /// Offset of `idx` in both.
 const INDEX: usize = 2;
 /// Bytes of an element of the used ring.
 const USED_ELEMENT: usize = 8;
-/// Largest queue size of the layout (§2.7).
-pub const MAX_SIZE: u16 = 32768;
-
-/// Where the frontend says that the three parts lie, in its own addresses.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct SplitAddresses {
-    pub descriptors: u64,
-    pub available: u64,
-    pub used: u64,
-}
-
-/// Where writes to the used ring are logged during a live migration.
-#[derive(Debug, Clone)]
-pub struct UsedLog {
-    pub log: Arc<DirtyLog>,
-    /// Guest physical address of the used ring.
-    pub guest: u64,
-}
 
 /// A running split virtqueue.
 #[derive(Debug)]
@@ -54,42 +32,27 @@ pub struct SplitQueue {
     available: u16,
     /// The used index when the driver was last considered for an interrupt; none before the first time.
     signalled: Option<u16>,
-    event_idx: bool,
-    indirect: bool,
+    negotiated: Negotiated,
     descriptors: RingArea,
     available_ring: RingArea,
     used_ring: RingArea,
     log: Option<UsedLog>,
-    inflight: Option<InflightQueue>,
-    /// Head descriptors of the last `take`.
+    inflight: Option<SplitInflight>,
+    /// Head descriptors of the last `take`, and what they were taken for.
     heads: ArrayVec<u16, BATCH>,
+    access: Access,
 }
 
-/// One descriptor, read once (§2.7.5).
-#[derive(Debug, Clone, Copy)]
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
-impl Descriptor {
-    #[inline]
-    fn parse(bytes: [u8; DESCRIPTOR]) -> Descriptor {
-        let raw = u128::from_le_bytes(bytes);
-        Descriptor {
-            address: raw as u64,
-            len: (raw >> 64) as u32,
-            flags: (raw >> 96) as u16,
-            next: (raw >> 112) as u16,
-        }
-    }
-
-    #[inline]
-    fn has(&self, flag: u32) -> bool {
-        u32::from(self.flags) & flag != 0
-    }
+/// A descriptor and the index of the one behind it (§2.7.5).
+#[inline]
+fn parse(bytes: [u8; DESCRIPTOR]) -> (Descriptor, u16) {
+    let raw = u128::from_le_bytes(bytes);
+    let descriptor = Descriptor {
+        address: raw as u64,
+        len: (raw >> 64) as u32,
+        flags: (raw >> 96) as u16,
+    };
+    (descriptor, (raw >> 112) as u16)
 }
 
 /// A table that a chain is walked in: the queue's own, or an indirect one (§2.7.5.3).
@@ -100,7 +63,7 @@ enum Table<'q, 'm> {
 
 impl Table<'_, '_> {
     #[inline]
-    fn read(&self, index: u16) -> Descriptor {
+    fn read(&self, index: u16) -> (Descriptor, u16) {
         let offset = usize::from(index) * DESCRIPTOR;
         let bytes = match self {
             Table::Queue(area) => area.read(offset),
@@ -110,7 +73,7 @@ impl Table<'_, '_> {
                 bytes
             }
         };
-        Descriptor::parse(bytes)
+        parse(bytes)
     }
 }
 
@@ -120,8 +83,8 @@ impl SplitQueue {
     ///
     /// The queue goes on at the used index that the guest's memory holds: every chain before it was marked used,
     /// none after it was touched. That is exact after an orderly stop and after a backend that was killed.
-    pub fn new(memory: &Arc<GuestMemory>, addresses: SplitAddresses, size: u16) -> Option<SplitQueue> {
-        if !size.is_power_of_two() || size > MAX_SIZE {
+    pub fn new(memory: &Arc<GuestMemory>, addresses: RingAddresses, size: u16) -> Option<SplitQueue> {
+        if !size.is_power_of_two() || size > super::MAX_SIZE {
             return None;
         }
         let n = usize::from(size);
@@ -134,21 +97,20 @@ impl SplitQueue {
             next,
             available: next,
             signalled: None,
-            event_idx: false,
-            indirect: false,
+            negotiated: Negotiated::default(),
             descriptors,
             available_ring,
             used_ring,
             log: None,
             inflight: None,
             heads: ArrayVec::new(),
+            access: Access::Read,
         })
     }
 
     /// Sets what was negotiated.
-    pub fn set_features(&mut self, event_idx: bool, indirect: bool) {
-        self.event_idx = event_idx;
-        self.indirect = indirect;
+    pub fn set_features(&mut self, negotiated: Negotiated) {
+        self.negotiated = negotiated;
     }
 
     /// Logs writes to the used ring from now on, or no longer.
@@ -157,7 +119,7 @@ impl SplitQueue {
     }
 
     /// Tracks descriptors in flight.
-    pub fn set_inflight(&mut self, mut inflight: InflightQueue) {
+    pub fn set_inflight(&mut self, mut inflight: SplitInflight) {
         inflight.recover(self.next);
         self.inflight = Some(inflight);
     }
@@ -167,8 +129,7 @@ impl SplitQueue {
         self.next = old.next;
         self.available = old.available;
         self.signalled = old.signalled;
-        self.event_idx = old.event_idx;
-        self.indirect = old.indirect;
+        self.negotiated = old.negotiated;
         self.log = old.log;
         self.inflight = old.inflight;
     }
@@ -207,65 +168,66 @@ impl SplitQueue {
         head: u16,
         chains: &mut Chains<'m>,
     ) -> Result<bool, Fault> {
-        let mut table = Table::Queue(&self.descriptors);
+        let table = Table::Queue(&self.descriptors);
+        let first = table.read(head);
+        if !first.0.has(NEXT | INDIRECT) && chains.room() > 0 {
+            chains.push_whole(first.0.buffer(memory, access)?);
+            return Ok(true);
+        }
+        self.walk_list(memory, access, table, first, chains)
+    }
+
+    /// The same for a chain of several buffers, whose first descriptor is `first`.
+    fn walk_list<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        access: Access,
+        mut table: Table<'_, 'm>,
+        first: (Descriptor, u16),
+        chains: &mut Chains<'m>,
+    ) -> Result<bool, Fault> {
         let mut size = u32::from(self.size);
-        let mut index = head;
-        let mut steps = 0;
+        let mut steps = 1;
+        let (mut descriptor, mut next) = first;
         let batch_empty = chains.is_empty();
         loop {
-            if steps == size {
-                return Err(Fault::Loop { size });
-            }
-            steps += 1;
-            let descriptor = table.read(index);
-            if descriptor.has(VRING_DESC_F_INDIRECT) {
-                (table, size) = self.indirect(memory, &table, descriptor)?;
-                (index, steps) = (0, 0);
+            if descriptor.has(INDIRECT) {
+                if !self.negotiated.indirect {
+                    return Err(Fault::IndirectNotNegotiated);
+                }
+                if matches!(table, Table::Indirect(_)) {
+                    return Err(Fault::IndirectTable { len: descriptor.len });
+                }
+                let (span, count) = descriptor.table(memory)?;
+                (table, size, steps) = (Table::Indirect(span), count, 1);
+                (descriptor, next) = table.read(0);
                 continue;
             }
             if chains.room() == 0 && !batch_empty {
                 return Ok(false);
             }
-            chains.push(buffer(memory, access, descriptor)?)?;
-            if !descriptor.has(VRING_DESC_F_NEXT) {
+            chains.push(descriptor.buffer(memory, access)?)?;
+            if !descriptor.has(NEXT) {
                 chains.close()?;
                 return Ok(true);
             }
-            index = descriptor.next;
-            if u32::from(index) >= size {
-                return Err(Fault::DescriptorIndex { index, size });
+            if u32::from(next) >= size {
+                return Err(Fault::DescriptorIndex { index: next, size });
             }
+            if steps == size {
+                return Err(Fault::Loop { size });
+            }
+            steps += 1;
+            (descriptor, next) = table.read(next);
         }
     }
 
-    #[cold]
-    fn not_indirect(descriptor: Descriptor) -> Fault {
-        Fault::IndirectTable { len: descriptor.len }
-    }
-
-    /// The indirect table that `descriptor` names (§2.7.5.3): whole descriptors, the last link of its chain, and
-    /// itself without further tables.
+    /// Writes `elements` to the used ring from `slot` on.
     #[inline]
-    fn indirect<'q, 'm>(
-        &self,
-        memory: &'m GuestMemory,
-        table: &Table<'q, 'm>,
-        descriptor: Descriptor,
-    ) -> Result<(Table<'q, 'm>, u32), Fault> {
-        if !self.indirect {
-            return Err(Fault::IndirectNotNegotiated);
-        }
-        let Descriptor { address, len, .. } = descriptor;
-        let count = len / DESCRIPTOR as u32;
-        let whole = len.is_multiple_of(DESCRIPTOR as u32) && count > 0;
-        if !whole || matches!(table, Table::Indirect(_)) || descriptor.has(VRING_DESC_F_NEXT) {
-            return Err(Self::not_indirect(descriptor));
-        }
-        if count > MAX_CHAIN as u32 {
-            return Err(Fault::TooManyBuffers);
-        }
-        let span = memory.span(address, len).ok_or(Fault::Address { address, len })?;
-        Ok((Table::Indirect(span), count))
+    fn write_used(&self, slot: usize, elements: &[[u8; USED_ELEMENT]]) {
+        let offset = RING + USED_ELEMENT * slot;
+        self.used_ring.write(offset, elements.as_flattened());
+        self.log_used(offset, elements.len() * USED_ELEMENT);
     }
 
     fn log_used(&self, offset: usize, len: usize) {
@@ -275,19 +237,10 @@ impl SplitQueue {
     }
 }
 
-/// The buffer that a descriptor names.
+/// An element of the used ring (§2.7.8).
 #[inline]
-fn buffer<'m>(memory: &'m GuestMemory, access: Access, descriptor: Descriptor) -> Result<Span<'m>, Fault> {
-    let Descriptor { address, len, .. } = descriptor;
-    match (access, descriptor.has(VRING_DESC_F_WRITE)) {
-        (Access::Read, true) => return Err(Fault::Direction("writable")),
-        (Access::Write, false) => return Err(Fault::Direction("readable")),
-        _ => {}
-    }
-    if len == 0 {
-        return Err(Fault::Empty);
-    }
-    memory.span(address, len).ok_or(Fault::Address { address, len })
+fn element(head: u16, written: u32) -> [u8; USED_ELEMENT] {
+    (u64::from(head) | u64::from(written) << 32).to_le_bytes()
 }
 
 impl Virtqueue for SplitQueue {
@@ -301,6 +254,7 @@ impl Virtqueue for SplitQueue {
     ) -> Result<(), Fault> {
         chains.clear();
         self.heads.clear();
+        self.access = access;
         let max = max.min(BATCH) as u16;
         let count = self.waiting(max)?.min(max);
         let mut fault = None;
@@ -361,20 +315,24 @@ impl Virtqueue for SplitQueue {
             return;
         }
         assert!(count <= self.heads.len(), "more chains completed than taken");
-        let mut elements: ArrayVec<[u8; USED_ELEMENT], BATCH> = ArrayVec::new();
-        for (head, written) in self.heads.iter().zip(written) {
-            let element = u64::from(*head) | u64::from(*written) << 32;
-            elements.push(element.to_le_bytes());
-        }
         let start = usize::from(self.next & self.mask());
-        let before_wrap = count.min(usize::from(self.size) - start);
-        let (first, rest) = elements.split_at(before_wrap);
-        let offset = RING + USED_ELEMENT * start;
-        self.used_ring.write(offset, first.as_flattened());
-        self.log_used(offset, first.len() * USED_ELEMENT);
-        if !rest.is_empty() {
-            self.used_ring.write(RING, rest.as_flattened());
-            self.log_used(RING, rest.len() * USED_ELEMENT);
+        if self.negotiated.in_order && self.access == Access::Read {
+            // The last one tells of all before it (§2.7.9). Not of what was written to each, so not where the device
+            // writes.
+            self.write_used(start, &[element(self.heads[count - 1], 0)]);
+        } else {
+            let elements: ArrayVec<_, BATCH> = self
+                .heads
+                .iter()
+                .zip(written)
+                .map(|(head, written)| element(*head, *written))
+                .collect();
+            let before_wrap = count.min(usize::from(self.size) - start);
+            let (first, rest) = elements.split_at(before_wrap);
+            self.write_used(start, first);
+            if !rest.is_empty() {
+                self.write_used(0, rest);
+            }
         }
         self.next = self.next.wrapping_add(count as u16);
         if let Some(inflight) = &mut self.inflight {
@@ -399,7 +357,7 @@ impl Virtqueue for SplitQueue {
         }
         // The used index must be visible before the driver's wish is read (§2.7.7.2): the driver does the reverse.
         fence(Ordering::SeqCst);
-        if !self.event_idx {
+        if !self.negotiated.event_idx {
             return u32::from(self.available_ring.load(0, Ordering::Relaxed)) & VRING_AVAIL_F_NO_INTERRUPT
                 == 0;
         }
@@ -415,7 +373,7 @@ impl Virtqueue for SplitQueue {
 
     fn suppress_kicks(&mut self) {
         // With EVENT_IDX the mark simply stays behind (§2.7.10): at worst one kick in 65536 chains.
-        if !self.event_idx {
+        if !self.negotiated.event_idx {
             self.used_ring
                 .store(0, VRING_USED_F_NO_NOTIFY as u16, Ordering::Relaxed);
             self.log_used(0, 2);
@@ -423,7 +381,7 @@ impl Virtqueue for SplitQueue {
     }
 
     fn enable_kicks(&mut self) -> bool {
-        if self.event_idx {
+        if self.negotiated.event_idx {
             let offset = RING + USED_ELEMENT * usize::from(self.size);
             self.used_ring.store(offset, self.available, Ordering::Relaxed);
             self.log_used(offset, 2);
@@ -436,8 +394,8 @@ impl Virtqueue for SplitQueue {
         self.available_ring.load(INDEX, Ordering::Relaxed) != self.available
     }
 
-    fn base(&self) -> u16 {
-        self.next
+    fn base(&self) -> u32 {
+        self.next.into()
     }
 
     fn size(&self) -> u16 {

@@ -1,8 +1,10 @@
-//! A driver: the guest's end of a split virtqueue, as honest or as hostile as a test wants it.
+//! Drivers: the guest's end of a virtqueue, as honest or as hostile as a test wants it.
+
+pub mod packed;
 
 use std::sync::Arc;
 
-use super::{SplitAddresses, SplitQueue};
+use super::{RingAddresses, SplitQueue};
 use crate::guest_memory::testing::{FRONTEND, peek, poke};
 use crate::guest_memory::{DirtyLog, GuestMemory};
 
@@ -13,7 +15,7 @@ pub const INDIRECT: u16 = 4;
 /// A buffer to offer: guest address, bytes, does the device write it?
 pub type Offer = (u64, u32, bool);
 
-/// The guest's end of a ring that lies at `at` in guest memory.
+/// The guest's end of a split ring that lies at `at` in guest memory.
 #[derive(Debug)]
 pub struct Driver {
     pub memory: Arc<GuestMemory>,
@@ -54,8 +56,8 @@ impl Driver {
     }
 
     /// Where the ring's parts are, in the frontend's addresses.
-    pub fn addresses(&self) -> SplitAddresses {
-        SplitAddresses {
+    pub fn addresses(&self) -> RingAddresses {
+        RingAddresses {
             descriptors: FRONTEND + self.at,
             available: FRONTEND + self.available_ring(),
             used: FRONTEND + self.used_ring(),
@@ -152,15 +154,19 @@ impl Driver {
         self.peek16(self.used_ring() + 2)
     }
 
+    /// The used element in `slot`: head and bytes written.
+    pub fn used_element(&self, slot: u16) -> (u16, u32) {
+        let element = peek(&self.memory, self.used_ring() + 4 + 8 * u64::from(slot), 8);
+        let (head, len) = element.split_at(4);
+        let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
+        (word(head) as u16, word(len))
+    }
+
     /// Used elements since the last call: head and bytes written.
     pub fn used(&mut self) -> Vec<(u16, u32)> {
         let mut used = Vec::new();
         while self.seen != self.used_index() {
-            let slot = u64::from(self.seen % self.size);
-            let element = peek(&self.memory, self.used_ring() + 4 + 8 * slot, 8);
-            let (head, len) = element.split_at(4);
-            let word = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
-            used.push((word(head) as u16, word(len)));
+            used.push(self.used_element(self.seen % self.size));
             self.seen = self.seen.wrapping_add(1);
         }
         used

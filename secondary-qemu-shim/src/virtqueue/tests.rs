@@ -1,3 +1,5 @@
+mod packed;
+
 use std::sync::Arc;
 
 use arrayvec::ArrayVec;
@@ -12,17 +14,37 @@ use crate::guest_memory::testing::{memfd, memory, poke};
 const BUFFERS: u64 = 0x1_0000;
 const END: u64 = 0x20_0000;
 
+const INDIRECT_ONLY: Negotiated = Negotiated {
+    event_idx: false,
+    indirect: true,
+    in_order: false,
+};
+const EVENT_IDX: Negotiated = Negotiated {
+    event_idx: true,
+    indirect: false,
+    in_order: false,
+};
+const BOTH: Negotiated = Negotiated {
+    event_idx: true,
+    ..INDIRECT_ONLY
+};
+const IN_ORDER: Negotiated = Negotiated {
+    event_idx: false,
+    indirect: false,
+    in_order: true,
+};
+
 fn guest() -> Arc<GuestMemory> {
     memory(&[(0, END)])
 }
 
-fn read(queue: &mut SplitQueue, memory: &GuestMemory) -> Result<Vec<Vec<Offer>>, Fault> {
+fn read(queue: &mut impl Virtqueue, memory: &GuestMemory) -> Result<Vec<Vec<Offer>>, Fault> {
     take(queue, memory, Access::Read, BATCH)
 }
 
 /// The buffers of the chains that a take returns.
 fn take(
-    queue: &mut SplitQueue,
+    queue: &mut impl Virtqueue,
     memory: &GuestMemory,
     access: Access,
     max: usize,
@@ -42,7 +64,7 @@ fn take(
         .collect())
 }
 
-fn complete(queue: &mut SplitQueue, written: &[u32]) {
+fn complete(queue: &mut impl Virtqueue, written: &[u32]) {
     queue.complete(&written.iter().copied().collect::<ArrayVec<u32, BATCH>>());
 }
 
@@ -83,7 +105,7 @@ fn indices_wrap_at_the_ring_and_at_16_bits() {
         let expected: Vec<(u16, u32)> = heads.into_iter().zip(round..).collect();
         assert_eq!(driver.used(), expected);
     }
-    assert_eq!(queue.base(), 65533u16.wrapping_add(30));
+    assert_eq!(queue.base(), u32::from(65533u16.wrapping_add(30)));
 }
 
 #[test]
@@ -94,7 +116,7 @@ fn indirect_tables_are_walked_where_negotiated() {
     let offers: Vec<Offer> = (0..20).map(|i| (BUFFERS + 0x1000 + 32 * i, 32, false)).collect();
     driver.offer_indirect(BUFFERS, &offers);
     assert_eq!(read(&mut queue, &m), Err(Fault::IndirectNotNegotiated));
-    queue.set_features(false, true);
+    queue.set_features(INDIRECT_ONLY);
     assert_eq!(read(&mut queue, &m), Ok(vec![offers]));
     // A table may end a chain of ordinary descriptors (§2.7.5.3.2).
     let mut driver = Driver::new(&m, 0, 4);
@@ -103,7 +125,7 @@ fn indirect_tables_are_walked_where_negotiated() {
     driver.set(1, BUFFERS, 16, INDIRECT, 0);
     driver.publish(0);
     let mut queue = driver.device();
-    queue.set_features(false, true);
+    queue.set_features(INDIRECT_ONLY);
     assert_eq!(
         read(&mut queue, &m),
         Ok(vec![vec![(BUFFERS + 32, 12, false), (BUFFERS + 64, 100, false)]])
@@ -276,7 +298,7 @@ fn hostile_descriptors_break_the_queue() {
         let m = guest();
         let mut driver = Driver::new(&m, 0, 8);
         let mut queue = driver.device();
-        queue.set_features(false, true);
+        queue.set_features(INDIRECT_ONLY);
         setup(&mut driver);
         let found = read(&mut queue, &m);
         // A successor of 1 in a table of 1 may be found by its index or as a loop; either is right.
@@ -346,7 +368,7 @@ fn long_indirect_chains_share_a_batch_or_come_alone() {
     let m = guest();
     let mut driver = Driver::new(&m, 0, 8);
     let mut queue = driver.device();
-    queue.set_features(false, true);
+    queue.set_features(INDIRECT_ONLY);
     let offers: Vec<Offer> = (0..600).map(|i| (BUFFERS + 0x1_0000 + i, 1, false)).collect();
     for i in 0..3 {
         driver.offer_indirect(BUFFERS + i * 0x4000, &offers);
@@ -372,24 +394,24 @@ fn rings_outside_memory_or_of_odd_sizes_do_not_start() {
         assert!(SplitQueue::new(&m, good, size).is_none(), "{size}");
     }
     for bad in [
-        SplitAddresses {
+        RingAddresses {
             descriptors: good.descriptors + END - 16,
             ..good
         },
-        SplitAddresses {
+        RingAddresses {
             descriptors: good.descriptors + 8,
             ..good
         },
-        SplitAddresses { available: 0, ..good },
-        SplitAddresses {
+        RingAddresses { available: 0, ..good },
+        RingAddresses {
             available: good.available + 1,
             ..good
         },
-        SplitAddresses {
+        RingAddresses {
             used: good.used + END,
             ..good
         },
-        SplitAddresses {
+        RingAddresses {
             used: u64::MAX,
             ..good
         },
@@ -409,7 +431,7 @@ fn kicks_are_asked_for_only_when_wanted() {
     assert_eq!(driver.peek16(driver.used_ring()), 0);
     driver.offer(&[(BUFFERS, 64, false)]);
     assert!(queue.enable_kicks(), "one came meanwhile");
-    queue.set_features(true, false);
+    queue.set_features(EVENT_IDX);
     assert_eq!(read(&mut queue, &m).map(|c| c.len()), Ok(1));
     complete(&mut queue, &[0]);
     assert!(!queue.enable_kicks());
@@ -432,6 +454,29 @@ fn interrupts_without_event_index_follow_the_flag() {
 }
 
 #[test]
+fn one_element_tells_of_a_batch_that_is_only_read() {
+    let m = guest();
+    let mut driver = Driver::new(&m, 0, 4).starting_at(3);
+    let mut queue = driver.device();
+    queue.set_features(IN_ORDER);
+    let heads: Vec<u16> = (0..3).map(|_| driver.offer(&[(BUFFERS, 64, false)])).collect();
+    assert_eq!(read(&mut queue, &m).map(|c| c.len()), Ok(3));
+    complete(&mut queue, &[0, 0, 0]);
+    assert_eq!(driver.used_index(), 6);
+    // Where the first of the batch would be (§2.7.9); nothing behind it.
+    assert_eq!(driver.used_element(3), (heads[2], 0));
+    assert_eq!(driver.used_element(0), (0, 0));
+    // What was written differs from buffer to buffer.
+    let heads: Vec<u16> = (0..2).map(|_| driver.offer(&[(BUFFERS, 64, true)])).collect();
+    assert_eq!(take(&mut queue, &m, Access::Write, BATCH).map(|c| c.len()), Ok(2));
+    complete(&mut queue, &[60, 61]);
+    assert_eq!(
+        [driver.used_element(2), driver.used_element(3)],
+        [(heads[0], 60), (heads[1], 61)]
+    );
+}
+
+#[test]
 fn a_log_names_the_used_rings_pages() {
     let m = guest();
     let mut driver = Driver::new(&m, 0x3000, 8);
@@ -448,17 +493,17 @@ fn a_log_names_the_used_rings_pages() {
 #[test]
 fn inflight_marks_follow_the_chains() {
     let m = guest();
-    let file = memfd(2 * region_size(8));
-    let table = Arc::new(SharedTable::map(&file, 0, 2 * region_size(8)).unwrap());
-    let mark = |head: u16| table.read::<1>(region_size(8) + 16 + 16 * u64::from(head))[0];
-    let used = || u16::from_ne_bytes(table.read(region_size(8) + 14));
+    let file = memfd(2 * SplitInflight::len(8));
+    let table = Arc::new(SharedTable::map(&file, 0, 2 * SplitInflight::len(8)).unwrap());
+    let mark = |head: u16| table.read::<1>(SplitInflight::len(8) + 16 + 16 * u64::from(head))[0];
+    let used = || u16::from_ne_bytes(table.read(SplitInflight::len(8) + 14));
     let mut driver = Driver::new(&m, 0, 8);
     let mut queue = driver.device();
     assert!(
-        InflightQueue::new(Arc::clone(&table), 2, 8).is_none(),
+        SplitInflight::new(Arc::clone(&table), 2, 8).is_none(),
         "outside the region"
     );
-    queue.set_inflight(InflightQueue::new(Arc::clone(&table), 1, 8).unwrap());
+    queue.set_inflight(SplitInflight::new(Arc::clone(&table), 1, 8).unwrap());
     let heads: Vec<u16> = (0..2).map(|_| driver.offer(&[(BUFFERS, 64, false)])).collect();
     assert_eq!(read(&mut queue, &m).map(|c| c.len()), Ok(2));
     assert_eq!((mark(heads[0]), mark(heads[1]), used()), (1, 1, 0));
@@ -466,17 +511,17 @@ fn inflight_marks_follow_the_chains() {
     assert_eq!((mark(heads[0]), mark(heads[1]), used()), (0, 1, 1));
     // Killed here: the successor goes on at the used index.
     let mut queue = driver.device();
-    queue.set_inflight(InflightQueue::new(Arc::clone(&table), 1, 8).unwrap());
+    queue.set_inflight(SplitInflight::new(Arc::clone(&table), 1, 8).unwrap());
     assert_eq!(read(&mut queue, &m).map(|c| c.len()), Ok(1));
     complete(&mut queue, &[0]);
     assert_eq!((mark(heads[0]), mark(heads[1]), used()), (0, 0, 2));
     assert_eq!(driver.used().len(), 2);
     // Killed between the used index and the marks: they are cleared at the next start.
-    table.write(region_size(8) + 16 + 16 * u64::from(heads[1]), [1u8]);
-    table.write(region_size(8) + 14, 1u16.to_ne_bytes());
+    table.write(SplitInflight::len(8) + 16 + 16 * u64::from(heads[1]), [1u8]);
+    table.write(SplitInflight::len(8) + 14, 1u16.to_ne_bytes());
     driver
         .device()
-        .set_inflight(InflightQueue::new(Arc::clone(&table), 1, 8).unwrap());
+        .set_inflight(SplitInflight::new(Arc::clone(&table), 1, 8).unwrap());
     assert_eq!((mark(heads[1]), used()), (0, 2));
 }
 
@@ -513,7 +558,7 @@ proptest! {
         let m = guest();
         let mut driver = Driver::new(&m, 0, 1 << size_log).starting_at(start);
         let mut queue = driver.device();
-        queue.set_features(true, true);
+        queue.set_features(BOTH);
         for (i, (chain, indirect, batch)) in rounds.into_iter().enumerate() {
             let head = if indirect { driver.offer_indirect(BUFFERS, &chain) } else { driver.offer(&chain) };
             prop_assert_eq!(take(&mut queue, &m, Access::Read, batch), Ok(vec![chain]));
@@ -528,7 +573,7 @@ proptest! {
         let m = guest();
         let mut driver = Driver::new(&m, 0, 16).starting_at(start);
         let mut queue = driver.device();
-        queue.set_features(true, false);
+        queue.set_features(EVENT_IDX);
         let mut serve = |count: u16, queue: &mut SplitQueue| {
             for _ in 0..count {
                 driver.offer(&[(BUFFERS, 64, false)]);
@@ -556,7 +601,7 @@ proptest! {
         poke(&m, BUFFERS, &noise);
         driver.set_available_index(available % 18);
         let mut queue = driver.device();
-        queue.set_features(true, true);
+        queue.set_features(BOTH);
         let access = if direction { Access::Read } else { Access::Write };
         if let Ok(chains) = take(&mut queue, &m, access, BATCH) {
             prop_assert!(chains.len() <= 16);

@@ -36,7 +36,7 @@ fn open_descriptors() -> usize {
 fn a_file_in_place_of_an_event_ends_the_connection_unwritten() {
     for (what, request) in [("kick", 12), ("call", 13), ("error", 14)] {
         let mut session = Session::new(1);
-        session.negotiate(FEATURES);
+        session.negotiate(SPLIT);
         session.attach();
         session.start_pair(0);
         let file = memfd(64);
@@ -95,7 +95,7 @@ fn wrong_descriptors_end_the_connection_and_are_closed() {
 
 /// A healthy frontend is served.
 fn serves_as_ever(mut session: Session) {
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (_, mut tx) = session.start_pair(0);
     session.transmit(&mut tx, 1, 1);
@@ -107,7 +107,7 @@ fn serves_as_ever(mut session: Session) {
 #[test]
 fn a_running_ring_keeps_its_size() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (_, mut tx) = session.start_pair(0);
     for (i, size) in [1, 32768, 4].into_iter().enumerate() {
@@ -126,7 +126,7 @@ fn a_running_ring_keeps_its_size() {
 #[test]
 fn buffers_that_went_with_the_memory_break_the_queue() {
     let mut session = Session::new(1);
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.attach();
     let (mut rx, mut tx) = session.start_pair(0);
     let err = EventFd::new(libc::EFD_NONBLOCK).unwrap();
@@ -162,7 +162,7 @@ fn signals_may_come_by_pipe_or_socket() {
     let kinds = [pipe_read.as_raw_fd(), pipe_write.as_raw_fd(), gone.as_raw_fd()];
     for kind in kinds {
         let mut session = Session::new(1);
-        session.negotiate(FEATURES);
+        session.negotiate(SPLIT);
         session.attach();
         let (_, mut tx) = session.start_pair(0);
         for code in [12, 13, 14] {
@@ -186,12 +186,12 @@ fn messages_out_of_order_do_no_harm() {
         session.frontend.reset_owner().unwrap();
     }
     session.attach();
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     let (_, mut tx) = session.start_pair(0);
     session.transmit(&mut tx, 1, 1);
     receives(&session.ports[0], 1);
     // Set up anew under the running rings.
-    session.negotiate(FEATURES);
+    session.negotiate(SPLIT);
     session.start_pair(0);
     session.transmit(&mut tx, 1, 2);
     receives(&session.ports[0], 2);

@@ -1,0 +1,68 @@
+//! What a descriptor says, whatever the layout: a piece of guest memory, or a table of such pieces.
+
+use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
+
+use super::{Access, Fault, MAX_CHAIN};
+use crate::guest_memory::{GuestMemory, Span};
+
+/// Bytes of a descriptor (virtio 1.2 §2.7.5, §2.8.12).
+pub(super) const DESCRIPTOR: usize = 16;
+
+/// Another descriptor follows in the chain.
+pub(super) const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+/// The device writes the buffer.
+pub(super) const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+/// The buffer is a table of descriptors.
+pub(super) const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// One descriptor, read once.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Descriptor {
+    pub address: u64,
+    pub len: u32,
+    pub flags: u16,
+}
+
+impl Descriptor {
+    #[inline]
+    pub fn has(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// The buffer that it names.
+    ///
+    /// # Errors
+    /// It is empty, of the other direction, or not in guest memory.
+    #[inline]
+    pub fn buffer<'m>(&self, memory: &'m GuestMemory, access: Access) -> Result<Span<'m>, Fault> {
+        let Descriptor { address, len, .. } = *self;
+        match (access, self.has(WRITE)) {
+            (Access::Read, true) => return Err(Fault::Direction("writable")),
+            (Access::Write, false) => return Err(Fault::Direction("readable")),
+            _ => {}
+        }
+        if len == 0 {
+            return Err(Fault::Empty);
+        }
+        memory.span(address, len).ok_or(Fault::Address { address, len })
+    }
+
+    /// The indirect table that it names, and how many descriptors that holds: whole ones, and at the end of a chain
+    /// (§2.7.5.3, §2.8.7).
+    ///
+    /// # Errors
+    /// It is no such table, or not in guest memory.
+    pub fn table<'m>(&self, memory: &'m GuestMemory) -> Result<(Span<'m>, u32), Fault> {
+        let Descriptor { address, len, .. } = *self;
+        let count = len / DESCRIPTOR as u32;
+        let whole = len.is_multiple_of(DESCRIPTOR as u32) && count > 0;
+        if !whole || self.has(NEXT) {
+            return Err(Fault::IndirectTable { len });
+        }
+        if count > MAX_CHAIN as u32 {
+            return Err(Fault::TooManyBuffers);
+        }
+        let span = memory.span(address, len).ok_or(Fault::Address { address, len })?;
+        Ok((span, count))
+    }
+}
