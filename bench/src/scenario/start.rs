@@ -36,16 +36,17 @@ pub fn run(effort: &Effort) -> anyhow::Result<Vec<Table>> {
         for (at, &(ports, _)) in PORTS.iter().enumerate() {
             let mut switch = Switch::builder().memory(MEMORY_MB).start();
             switch.add_bridge("br0", &(1..=ports).collect::<Vec<_>>());
+            let everybody = idle(&switch, ports)?;
+            add(&mut amounts, at, &memory(&switch)?);
+            drop(everybody);
             // Once more, with the ports in its database.
             switch.end();
             switch.restart();
             let ready = milliseconds(switch.start_time());
-            let last = ports.saturating_sub(1);
-            let _idle = (1..last)
-                .map(|port| Idle::attach(&switch, port))
-                .collect::<anyhow::Result<Vec<_>>>()?;
+            let early = ports.saturating_sub(1);
+            let _others = idle(&switch, early.saturating_sub(1))?;
             if ports >= 2 {
-                let [attached, first] = attach(&switch, last, ports);
+                let [attached, first] = attach(&switch, early, ports);
                 add(
                     &mut times,
                     at,
@@ -54,7 +55,6 @@ pub fn run(effort: &Effort) -> anyhow::Result<Vec<Table>> {
             } else {
                 add(&mut times, at, &[ready]);
             }
-            add(&mut amounts, at, &memory(&switch)?);
         }
     }
     let rows = |names: [&str; 3], figures: Figures| {
@@ -86,6 +86,11 @@ pub fn run(effort: &Effort) -> anyhow::Result<Vec<Table>> {
             rows: rows(AMOUNTS, amounts),
         },
     ])
+}
+
+/// Clients with nothing to say on ports 1 to `last`.
+fn idle(switch: &Switch, last: u16) -> anyhow::Result<Vec<Idle>> {
+    (1..=last).map(|port| Idle::attach(switch, port)).collect()
 }
 
 /// Attaches a client to port `late`, to whose bridge another one on port `early` sends; how long that took until it was
