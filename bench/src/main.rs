@@ -4,18 +4,21 @@
 //! |---|---|
 //! | [`scenario`] | what is measured: one module a scenario |
 //! | [`peer`] | who is measured: this switch, OVS-DPDK, testpmd |
-//! | [`sample`] | one measurement, and medians of several |
-//! | [`trace`] | the traffic |
+//! | [`sample`], [`slices`] | one measurement, and medians of several |
+//! | [`trace`], [`clients`] | the traffic |
 //! | [`machine`] | what the figures were taken on |
-//! | [`report`] | table and JSON |
+//! | [`report`], [`plot`] | table, JSON, picture |
 //!
 //! It reports and never judges: no figure makes it fail.
 
+mod clients;
 mod machine;
 mod peer;
+mod plot;
 mod report;
 mod sample;
 mod scenario;
+mod slices;
 mod trace;
 
 use std::path::PathBuf;
@@ -38,7 +41,7 @@ struct Args {
     /// Rounds, in each of which every peer has its turn.
     #[arg(long, value_name = "N")]
     rounds: Option<usize>,
-    /// Where the JSON files go.
+    /// Where the figures (JSON) and pictures (SVG) go.
     #[arg(long, value_name = "DIR", default_value = "bench-out")]
     out: PathBuf,
 }
@@ -59,9 +62,10 @@ fn main() -> anyhow::Result<()> {
     let machine = machine::describe();
     println!("{machine}");
     for name in chosen {
-        let table = scenario::run(name, &effort)?;
-        println!("{table}");
-        report::save(&args.out, &machine, &table)?;
+        for table in scenario::run(name, &effort)? {
+            println!("{table}");
+            report::save(&args.out, &machine, &table)?;
+        }
     }
     Ok(())
 }

@@ -8,12 +8,13 @@ use anyhow::Context;
 use serde::Serialize;
 
 use crate::machine::Machine;
-use crate::peer::OURS;
+use crate::plot;
 use crate::sample::{Sample, Spread};
 
-/// The figures of a scenario.
+/// The figures of a scenario: one quantity, and what it costs.
 #[derive(Debug, Serialize)]
 pub struct Table {
+    /// Also the name of its files.
     pub scenario: &'static str,
     /// What is done.
     pub work: &'static str,
@@ -22,7 +23,7 @@ pub struct Table {
     pub rows: Vec<Row>,
 }
 
-/// One peer at one point of the scenario.
+/// One peer at one point of the scenario. The first one at a point is compared with each of the others there.
 #[derive(Debug, Serialize)]
 pub struct Row {
     /// Such as "1000 pairs".
@@ -32,23 +33,20 @@ pub struct Row {
 }
 
 impl Row {
-    fn rate(&self) -> Option<Spread> {
+    pub fn rate(&self) -> Option<Spread> {
         Spread::of(self.samples.iter().map(|s| s.rate))
     }
 
-    fn cycles(&self) -> Option<Spread> {
+    pub fn cycles(&self) -> Option<Spread> {
         Spread::of(self.samples.iter().filter_map(|s| s.cycles))
     }
 }
 
 impl Table {
-    /// Median rate of this switch by that of the peer of `row`, at the same point.
+    /// Median rate of the first peer at the point of `row` by that of `row`.
     fn ratio(&self, row: &Row) -> Option<f64> {
-        let ours = self
-            .rows
-            .iter()
-            .find(|r| r.point == row.point && r.peer == OURS)?;
-        (row.peer != OURS).then(|| Some(ours.rate()?.median / row.rate()?.median))?
+        let first = self.rows.iter().find(|r| r.point == row.point)?;
+        (first.peer != row.peer).then(|| Some(first.rate()?.median / row.rate()?.median))?
     }
 }
 
@@ -61,10 +59,12 @@ impl fmt::Display for Table {
             rows,
         } = self;
         writeln!(f, "{scenario}: {work}; median (least-most)")?;
+        let point_width = rows.iter().map(|r| r.point.len()).max().unwrap_or(0);
+        let peer_width = rows.iter().map(|r| r.peer.len()).max().unwrap_or(0);
         writeln!(
             f,
-            "  {:<14} {:<14} {unit:>22} {:>22} {:>12}",
-            "", "", "cycles a packet", "ours / it"
+            "  {:point_width$} {:peer_width$} {unit:>22} {:>22} {:>12}",
+            "", "", "cycles a packet", "first / it"
         )?;
         for row in rows {
             let rate = row.rate().map_or(String::new(), |r| format!("{r:.2}"));
@@ -72,7 +72,7 @@ impl fmt::Display for Table {
             let ratio = self.ratio(row).map_or(String::new(), |r| format!("{r:.2}"));
             writeln!(
                 f,
-                "  {:<14} {:<14} {rate:>22} {cycles:>22} {ratio:>12}",
+                "  {:point_width$} {:peer_width$} {rate:>22} {cycles:>22} {ratio:>12}",
                 row.point, row.peer
             )?;
         }
@@ -80,13 +80,43 @@ impl fmt::Display for Table {
     }
 }
 
-/// Writes `table` to `dir`.
+/// Writes `table` to `dir`: its figures, and a picture of them.
 ///
 /// # Errors
 /// It can't be written.
 pub fn save(dir: &Path, machine: &Machine, table: &Table) -> anyhow::Result<()> {
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    let path = dir.join(format!("{}.json", table.scenario));
-    let text = serde_json::to_string_pretty(&serde_json::json!({ "machine": machine, "table": table }))?;
-    fs::write(&path, text).with_context(|| path.display().to_string())
+    let json = serde_json::to_string_pretty(&serde_json::json!({ "machine": machine, "table": table }))?;
+    for (kind, text) in [("json", json), ("svg", plot::svg(table))] {
+        let path = dir.join(format!("{}.{kind}", table.scenario));
+        fs::write(&path, text).with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_at_a_point_is_compared_with_the_others() {
+        let row = |point: &str, peer, rate| Row {
+            point: point.to_owned(),
+            peer,
+            samples: vec![Sample { rate, cycles: None }],
+        };
+        let table = Table {
+            scenario: "test",
+            work: "",
+            unit: "Mpps",
+            rows: vec![
+                row("1", "a", 9.0),
+                row("1", "b", 3.0),
+                row("2", "a", 4.0),
+                row("2", "b", 8.0),
+            ],
+        };
+        let ratios: Vec<_> = table.rows.iter().map(|row| table.ratio(row)).collect();
+        assert_eq!(ratios, [None, Some(3.0), None, Some(0.5)]);
+    }
 }

@@ -24,8 +24,9 @@ impl Spread {
     pub fn of(values: impl Iterator<Item = f64>) -> Option<Spread> {
         let mut values: Vec<f64> = values.collect();
         values.sort_by(f64::total_cmp);
+        let (lower, upper) = (values.len().checked_sub(1)? / 2, values.len() / 2);
         Some(Spread {
-            median: *values.get(values.len() / 2)?,
+            median: (values[lower] + values[upper]) / 2.0,
             least: *values.first()?,
             most: *values.last()?,
         })
@@ -40,5 +41,18 @@ impl std::fmt::Display for Spread {
             "{:.digits$} ({:.digits$}-{:.digits$})",
             self.median, self.least, self.most
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_median_has_as_many_above_as_below() {
+        let median = |values: &[f64]| Spread::of(values.iter().copied()).map(|s| s.median);
+        assert_eq!(median(&[3.0, 1.0, 2.0]), Some(2.0));
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), Some(2.5));
+        assert_eq!(median(&[]), None);
     }
 }

@@ -8,27 +8,23 @@
 //! which frames then pass is the greatest one without loss. It is taken in slices of a millisecond; one during which
 //! either thread was interrupted by others on the machine does not count, nor does the one after it.
 
+mod stage;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use arrayvec::ArrayVec;
 use dpdk_vswitchd::cpus;
-use dpdk_vswitchd::datapath::client_port::{QueueMemory, Session};
 use dpdk_vswitchd::datapath::clock::{Clock, tsc};
 use dpdk_vswitchd::datapath::ledger::Ledger;
 use dpdk_vswitchd::datapath::mac_table::MacTable;
-use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, Port};
 use dpdk_vswitchd::datapath::snapshot::{Assigned, Bridge, Publisher, RxQueue, Snapshot};
-use dpdk_vswitchd::datapath::vlan::VlanPolicy;
 use dpdk_vswitchd::pmds::{MAX_PMDS, Pmds};
 use nix::time::ClockId;
 use vswitch_common::eal::{self, Eal};
-use vswitch_common::mbuf::{Checksum, Mbuf};
 use vswitch_common::mempool::Pool;
-use vswitch_common::port::layout::ControlBlocks;
-use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE, doorbell};
-use vswitch_common::ring::{Consumer, Producer, RingMemory};
 use vswitch_common::stats::{Counter, Segment, segment_name};
+
+use stage::{BURST, Client, FRAME, header, mac};
 
 /// The pair, who floods, whom it floods by unicast, and others: a broadcast is copied to 16 ports.
 const SENDER: usize = 0;
@@ -36,8 +32,6 @@ const RECEIVER: usize = 1;
 const FLOODER: usize = 2;
 const SINK: usize = 3;
 const PORTS: usize = 17;
-const BURST: usize = 32;
-const FRAME: usize = 60;
 /// Frames of the pair that are under way at most: less than a ring holds.
 const WINDOW: u64 = 768;
 const SLICE: Duration = Duration::from_millis(1);
@@ -86,58 +80,6 @@ const SCENARIOS: &[(Beside, &str)] = &[
         "beside a broadcast flood to 14 that never drain",
     ),
 ];
-
-/// A client's ends of its rings.
-struct Client {
-    alloc: Consumer,
-    tx: Producer,
-    rx: Consumer,
-    free: Producer,
-}
-
-impl Client {
-    /// Sends up to `count` frames whose first bytes `header` makes; how many were sent.
-    fn send(&mut self, count: usize, len: usize, mut header: impl FnMut() -> [u8; 14]) -> usize {
-        let mut entries = [0; BURST];
-        let room = self.tx.free().expect("a sound ring").min(count).min(BURST);
-        let n = self.alloc.dequeue(&mut entries[..room]).expect("a sound ring");
-        let mut frames = ArrayVec::<Mbuf, BURST>::new();
-        for &address in &entries[..n] {
-            // SAFETY: an empty mbuf that the switch has given to this client.
-            let mut mbuf = unsafe { Mbuf::from_address(address) }.expect("no null pointer");
-            mbuf.room_mut()[..14].copy_from_slice(&header());
-            mbuf.set_frame(len, Checksum::Unknown);
-            frames.push(mbuf);
-        }
-        assert_eq!(self.tx.enqueue(&frames), Ok(n));
-        n
-    }
-
-    /// Takes what has come and gives it back; `look` may see it.
-    fn drain(&mut self, mut look: impl FnMut(&Mbuf)) {
-        let mut entries = [0; 2 * BURST];
-        let n = self.rx.dequeue(&mut entries).expect("a sound ring");
-        let mbufs: ArrayVec<Mbuf, { 2 * BURST }> = entries[..n]
-            .iter()
-            // SAFETY: frames that the switch has given to this client.
-            .filter_map(|&a| unsafe { Mbuf::from_address(a) })
-            .collect();
-        mbufs.iter().for_each(&mut look);
-        assert_eq!(self.free.enqueue(&mbufs), Ok(n));
-    }
-}
-
-fn header(destination: [u8; 6], source: [u8; 6]) -> [u8; 14] {
-    let mut bytes = [0; 14];
-    bytes[..6].copy_from_slice(&destination);
-    bytes[6..12].copy_from_slice(&source);
-    bytes[12..].copy_from_slice(&[0x88, 0xb5]);
-    bytes
-}
-
-fn mac(port: usize) -> [u8; 6] {
-    [2, 0, 0, 0, 0, port as u8]
-}
 
 struct Bench {
     clients: Vec<Client>,
@@ -257,43 +199,11 @@ fn start(pmd: usize, clients_cpu: usize) -> (Bench, Pmds) {
         max_sleep: Some(Duration::ZERO),
         ..Snapshot::default()
     };
-    let ring = |port: usize, role: &str, size| {
-        RingMemory::create(&format!("{role}{port}"), size, -1).expect("hugepages")
-    };
     let mut clients = Vec::new();
     for index in 0..PORTS {
-        let memory = QueueMemory {
-            alloc: ring(index, "alloc", ALLOC_RING_SIZE),
-            tx: ring(index, "tx", TX_RING_SIZE),
-            rx: ring(index, "rx", RX_RING_SIZE),
-            free: ring(index, "free", FREE_RING_SIZE),
-            control: ControlBlocks::create(index as u16, 1, -1)
-                .expect("hugepages")
-                .get(0),
-        };
-        let ((_, bell), (ringer, _)) = (
-            doorbell::pair().expect("descriptors"),
-            doorbell::pair().expect("descriptors"),
-        );
-        // SAFETY: new rings, with one end on either side.
-        let (session, client) = unsafe {
-            let client = Client {
-                alloc: Consumer::new(memory.alloc),
-                tx: Producer::new(memory.tx),
-                rx: Consumer::new(memory.rx),
-                free: Producer::new(memory.free),
-            };
-            (Session::new(index as u16, vec![(memory, bell, ringer)]), client)
-        };
+        let (port, client) = stage::client_port(index);
+        snapshot.ports.push(Some(port));
         clients.push(client);
-        snapshot.ports.push(Some(Arc::new(Port {
-            index: index as u16,
-            bridge: 0,
-            vlan: VlanPolicy::trunk(&[]),
-            max_frame: 1500 + FRAME_OVERHEAD,
-            limiter: None,
-            io: Io::Client(Arc::new(session)),
-        })));
     }
     snapshot.bridges.push(Bridge {
         table: Arc::new(MacTable::new(2048, 300)),

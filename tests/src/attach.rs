@@ -10,7 +10,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{
     self, AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, UnixAddr, recvmsg, send,
 };
-use vswitch_common::port::message::{Hello, MAX_LEN, Message, Ready, header};
+use vswitch_common::port::message::{Detach, Hello, MAX_LEN, Message, Ready, header};
 use zerocopy::IntoBytes;
 
 use crate::wait::PATIENCE;
@@ -66,6 +66,14 @@ impl Raw {
             header: header::<Ready>(),
         };
         self.send(ready.as_bytes())
+    }
+
+    /// Says goodbye.
+    pub fn detach(&self) -> bool {
+        let detach = Detach {
+            header: header::<Detach>(),
+        };
+        self.send(detach.as_bytes())
     }
 
     /// The next thing that comes within `limit`.

@@ -164,7 +164,7 @@ pub struct AttachTime {
     pub attached: Duration,
 }
 
-fn hex(mac: Mac) -> String {
+pub(crate) fn hex(mac: Mac) -> String {
     mac.map(|b| format!("{b:02x}")).concat()
 }
 

@@ -3,7 +3,7 @@
 //! | module | what is in it |
 //! |---|---|
 //! | [`switch`] | a `dpdk-vswitchd` of one's own, from start to a clean end |
-//! | [`bare`] | a DPDK secondary that does as it is told, good or bad |
+//! | [`bare`], [`blast`] | a DPDK secondary that does as it is told, good or bad |
 //! | [`bystanders`] | two clients with traffic that must not suffer |
 //! | [`torture`] | the torture campaign, small and large |
 //! | [`attach`] | raw messages on the attach socket |
@@ -23,6 +23,7 @@
 
 pub mod attach;
 pub mod bare;
+pub mod blast;
 pub mod bystanders;
 pub mod child;
 pub mod fake_host;

@@ -2,7 +2,8 @@
 
 use vswitch_common::stats::Counter;
 use vswitch_tests::bare::{Traffic, exchange};
-use vswitch_tests::{Bare, Switch};
+use vswitch_tests::blast::Blast;
+use vswitch_tests::{Bare, Switch, eventually};
 
 #[test]
 fn a_million_frames_both_ways() {
@@ -131,4 +132,34 @@ fn what_overflows_is_counted() {
     switch.assert_frames_accounted();
     drop((one, two));
     switch.wait_for_free_mbufs(free);
+}
+
+/// A blast is of as many addresses as asked for, and what the client says it moved is what the switch has seen.
+#[test]
+fn a_blast_is_what_was_asked_for() {
+    let switch = Switch::with_ports(&[1, 2]);
+    let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
+    two.start_blast(None);
+    one.start_blast(Some(&Blast {
+        source: [6, 0, 0, 0, 0, 0],
+        count: 100,
+        first: 7,
+        rate: 20_000,
+        ..Blast::default()
+    }));
+    eventually("1,000 frames have come", || {
+        switch.count("dpdkr2", Counter::TxPackets) > 1000
+    });
+    let sent = one.stop_blast().sent;
+    switch.wait_for_count("dpdkr1", Counter::RxPackets, sent);
+    eventually("all are taken", || {
+        switch.count("dpdkr2", Counter::TxPackets) == sent
+    });
+    assert_eq!(two.stop_blast().received, sent);
+    assert_eq!(
+        switch.count("dpdkr1", Counter::Learned),
+        100,
+        "{}",
+        switch.counters()
+    );
 }

@@ -4,7 +4,7 @@ pub mod ours;
 pub mod ovs;
 pub mod testpmd;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::sample::Sample;
@@ -15,21 +15,35 @@ pub const OURS: &str = "dpdk-vswitchd";
 /// The CPU that switches; everything else of a peer runs on the others.
 pub const SWITCHING_CPU: usize = 1;
 
-/// Two ports that replay captures, and what they need.
+/// What a peer switches between: ports that replay captures and ports that frames leave by.
 #[derive(Debug)]
 pub struct Wire {
-    pub captures: [PathBuf; 2],
+    /// Arguments of the ports' drivers, by bridge.
+    pub bridges: Vec<Vec<String>>,
     /// Mbufs that the replay and the frames under way take.
     pub mbufs: u32,
+    /// The CPUs that switch, as a mask.
+    pub cpus: u64,
 }
 
+/// Mbufs for frames under way: in rings, in caches, in the ports' queues.
+const UNDER_WAY: u32 = 8192;
+
 impl Wire {
-    /// Arguments of DPDK's pcap driver for port `side`: what leaves by it is dropped.
-    pub fn device(&self, side: usize) -> String {
-        format!(
-            "net_pcap{side},rx_pcap={},infinite_rx=1",
-            self.captures[side].display()
-        )
+    /// One bridge of `ports`, which replay `frames` frames in all, on the switching CPU.
+    pub fn new(ports: Vec<String>, frames: u32) -> Wire {
+        Wire {
+            bridges: vec![ports],
+            // A port keeps the frames that it replays in mbufs of the switch.
+            mbufs: frames + UNDER_WAY,
+            cpus: 1 << SWITCHING_CPU,
+        }
+    }
+
+    /// The arguments of all ports, each with the number of its bridge.
+    pub fn ports(&self) -> impl Iterator<Item = (usize, &String)> {
+        let numbered = self.bridges.iter().enumerate();
+        numbered.flat_map(|(bridge, ports)| ports.iter().map(move |port| (bridge, port)))
     }
 
     /// MiB of hugepages for that, with room to spare: 2.5 KiB an mbuf.
@@ -38,8 +52,21 @@ impl Wire {
     }
 }
 
+/// Arguments of DPDK's pcap driver for a port that replays `capture` for ever; what leaves by it is dropped.
+pub fn replay(number: usize, capture: &Path) -> String {
+    format!("net_pcap{number},rx_pcap={},infinite_rx=1", capture.display())
+}
+
+/// Arguments of DPDK's null driver for a port that nothing comes in by; what leaves by it is dropped.
+pub fn sink(number: usize) -> String {
+    format!("net_null{number},no-rx=1")
+}
+
 /// A running peer with traffic on it. It ends when dropped.
 pub trait Peer {
+    /// Its process.
+    fn pid(&self) -> i32;
+
     /// What it does within `time`.
     ///
     /// # Errors

@@ -5,49 +5,59 @@ use std::time::{Duration, Instant};
 use vswitch_common::stats::Counter;
 use vswitch_tests::Switch;
 
-use super::{Peer, SWITCHING_CPU, Wire};
+use super::{Peer, Wire};
 use crate::sample::Sample;
 
-/// A switch with two replaying ports on one bridge.
+/// A switch with the ports of a [`Wire`], `p0`, `p1`, ... on bridges `br0`, ...
 #[derive(Debug)]
 pub struct Ours {
-    switch: Switch,
+    pub switch: Switch,
 }
 
 impl Ours {
     pub fn start(wire: &Wire) -> Ours {
         let switch = Switch::builder().memory(wire.memory_mb()).start();
-        let mask = 1 << SWITCHING_CPU;
-        switch.vsctl(&format!("set Open_vSwitch . other_config:pmd-cpu-mask={mask:#x}"));
-        switch.vsctl("add-br br0 -- set Bridge br0 datapath_type=dpdk other_config:mac-table-size=262144");
-        for side in 0..2 {
-            let device = wire.device(side);
+        switch.vsctl(&format!(
+            "set Open_vSwitch . other_config:pmd-cpu-mask={:#x}",
+            wire.cpus
+        ));
+        for bridge in 0..wire.bridges.len() {
             switch.vsctl(&format!(
-                "add-port br0 p{side} -- set Interface p{side} type=dpdk options:dpdk-devargs=\"{device}\""
+                "add-br br{bridge} -- set Bridge br{bridge} datapath_type=dpdk other_config:mac-table-size=262144"
+            ));
+        }
+        for (number, (bridge, device)) in wire.ports().enumerate() {
+            switch.vsctl(&format!(
+                "add-port br{bridge} p{number} -- set Interface p{number} type=dpdk options:dpdk-devargs=\"{device}\""
             ));
         }
         Ours { switch }
     }
 
-    /// Packets received, and busy cycles of the switching core.
+    /// Frames received by its devices, and busy cycles of the switching cores.
     fn totals(&self) -> (u64, u64) {
-        let packets = ["p0", "p1"].map(|port| self.switch.count(port, Counter::RxPackets));
-        let busy = self.switch.snapshot().threads.iter().map(|t| t.busy_cycles).sum();
-        (packets.iter().sum(), busy)
+        let now = self.switch.snapshot();
+        let devices = now.ports.iter().filter(|port| port.info.name.starts_with('p'));
+        let frames = devices.map(|port| port.get(Counter::RxPackets)).sum();
+        (frames, now.threads.iter().map(|t| t.busy_cycles).sum())
     }
 }
 
 impl Peer for Ours {
+    fn pid(&self) -> i32 {
+        self.switch.pid()
+    }
+
     fn sample(&mut self, time: Duration) -> anyhow::Result<Sample> {
-        let (packets, busy) = self.totals();
+        let (frames, busy) = self.totals();
         let start = Instant::now();
         std::thread::sleep(time);
-        let (packets_after, busy_after) = self.totals();
+        let (frames_after, busy_after) = self.totals();
         let seconds = start.elapsed().as_secs_f64();
-        let packets = (packets_after - packets) as f64;
+        let frames = (frames_after - frames) as f64;
         Ok(Sample {
-            rate: packets / seconds / 1e6,
-            cycles: Some((busy_after - busy) as f64 / packets),
+            rate: frames / seconds / 1e6,
+            cycles: (frames > 0.0).then(|| (busy_after - busy) as f64 / frames),
         })
     }
 }

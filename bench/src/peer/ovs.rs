@@ -2,14 +2,14 @@
 
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tempfile::TempDir;
 use vswitch_tests::child::Child;
 use vswitch_tests::wait::within;
 
-use super::{Peer, SWITCHING_CPU, Wire};
+use super::{Peer, Wire};
 use crate::sample::Sample;
 
 const DAEMON: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
@@ -17,7 +17,7 @@ const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// An ovs-vswitchd with two replaying ports on one bridge, which acts as a learning switch.
+/// An ovs-vswitchd with the ports of a [`Wire`]. Its bridges act as learning switches.
 #[derive(Debug)]
 pub struct Ovs {
     // In the order in which they end.
@@ -48,7 +48,6 @@ impl Ovs {
             command.arg(format!("--db=unix:{}", path("db.sock"))).args(line);
             run(&mut command)
         };
-        let mask = 1 << SWITCHING_CPU;
         vsctl(&[
             "--no-wait",
             "set",
@@ -58,7 +57,7 @@ impl Ovs {
             "other_config:dpdk-lcore-mask=0x1",
             "other_config:dpdk-extra=--no-pci --in-memory --no-telemetry",
             &format!("other_config:dpdk-socket-mem={}", wire.memory_mb() * 2),
-            &format!("other_config:pmd-cpu-mask={mask:#x}"),
+            &format!("other_config:pmd-cpu-mask={:#x}", wire.cpus),
         ])?;
         let mut command = Command::new(DAEMON);
         command
@@ -67,33 +66,26 @@ impl Ovs {
             .env("OVS_RUNDIR", dir.path())
             .env("OVS_LOGDIR", dir.path());
         let daemon = Child::start(&mut command, &dir.path().join("vswitchd.log"));
-        let bridge = [
-            "--timeout=30",
-            "add-br",
-            "br0",
-            "--",
-            "set",
-            "Bridge",
-            "br0",
-            "datapath_type=netdev",
-        ];
-        vsctl(&[&bridge[..], &["other_config:mac-table-size=262144"]].concat())
-            .with_context(|| format!("ovs-vswitchd:\n{}", daemon.log()))?;
-        for side in 0..2 {
-            let port = format!("p{side}");
-            let device = wire.device(side);
-            vsctl(&[
+        for bridge in (0..wire.bridges.len()).map(|n| format!("br{n}")) {
+            let words = ["--timeout=30", "add-br", &bridge, "--", "set", "Bridge", &bridge];
+            let settings = ["datapath_type=netdev", "other_config:mac-table-size=262144"];
+            vsctl(&[&words[..], &settings].concat())
+                .with_context(|| format!("ovs-vswitchd:\n{}", daemon.log()))?;
+        }
+        for (number, (bridge, device)) in wire.ports().enumerate() {
+            let (bridge, port) = (format!("br{bridge}"), format!("p{number}"));
+            let words = [
                 "--timeout=30",
                 "add-port",
-                "br0",
+                &bridge,
                 &port,
                 "--",
                 "set",
                 "Interface",
                 &port,
-                "type=dpdk",
-                &format!("options:dpdk-devargs=\"{device}\""),
-            ])?;
+            ];
+            let settings = ["type=dpdk", &format!("options:dpdk-devargs=\"{device}\"")];
+            vsctl(&[&words[..], &settings].concat())?;
         }
         Ok(Ovs {
             daemon,
@@ -122,22 +114,30 @@ impl Drop for Ovs {
 }
 
 impl Peer for Ovs {
+    fn pid(&self) -> i32 {
+        self.daemon.pid()
+    }
+
     fn sample(&mut self, time: Duration) -> anyhow::Result<Sample> {
         self.appctl(&["dpif-netdev/pmd-stats-clear"])?;
-        let start = Instant::now();
         std::thread::sleep(time);
         let text = self.appctl(&["dpif-netdev/pmd-stats-show"])?;
-        let seconds = start.elapsed().as_secs_f64();
         let number = |name: &str| -> anyhow::Result<f64> {
             let line = text.lines().find_map(|l| l.trim().strip_prefix(name));
             let word = line.and_then(|l| l.split_whitespace().next());
             word.and_then(|w| w.parse().ok())
                 .with_context(|| format!("no {name:?} in\n{text}"))
         };
-        let packets = number("packets received:")?;
+        let (packets, busy, idle) = (
+            number("packets received:")?,
+            number("processing cycles:")?,
+            number("idle cycles:")?,
+        );
+        // Its own cycles tell the time exactly: the tool that asks takes some milliseconds.
+        let seconds = (busy + idle) / crate::machine::tsc_hz();
         Ok(Sample {
             rate: packets / seconds / 1e6,
-            cycles: Some(number("processing cycles:")? / packets),
+            cycles: Some(busy / packets),
         })
     }
 }

@@ -16,7 +16,7 @@ use crate::sample::Sample;
 /// How long it may take to start, and to answer.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A testpmd that forwards between two replaying ports.
+/// A testpmd that forwards between the two ports of a [`Wire`].
 #[derive(Debug)]
 pub struct Testpmd {
     child: Child,
@@ -41,7 +41,7 @@ impl Testpmd {
                 "--in-memory",
             ])
             .arg(format!("--socket-mem={}", wire.memory_mb()))
-            .args((0..2).map(|side| format!("--vdev={}", wire.device(side))))
+            .args(wire.ports().map(|(_, device)| format!("--vdev={device}")))
             .args(["--", "--interactive", "--forward-mode=macswap", "--nb-cores=1"])
             .arg(format!("--total-num-mbufs={}", wire.mbufs))
             .stdin(Stdio::piped())
@@ -88,6 +88,10 @@ impl Testpmd {
 }
 
 impl Peer for Testpmd {
+    fn pid(&self) -> i32 {
+        self.child.pid()
+    }
+
     fn sample(&mut self, time: Duration) -> anyhow::Result<Sample> {
         let (before, start) = self.received()?;
         std::thread::sleep(time);

@@ -2,11 +2,11 @@
 
 use anyhow::Context;
 
-use crate::peer::{OURS, Peer, Wire};
+use crate::peer::{OURS, Peer, Wire, replay};
 use crate::peer::{ours::Ours, ovs::Ovs, testpmd::Testpmd};
 use crate::report::{Row, Table};
 use crate::scenario::Effort;
-use crate::trace;
+use crate::{slices, trace};
 
 /// Starts a peer on two wires.
 type Start = fn(&Wire) -> anyhow::Result<Box<dyn Peer>>;
@@ -19,27 +19,22 @@ const PEERS: &[(&str, Start)] = &[
 
 pub fn run(effort: &Effort) -> anyhow::Result<Table> {
     let points: &[u32] = if effort.quick {
-        &[1, 1_000, 10_000]
+        &[1, 10_000]
     } else {
         &[1, 1_000, 10_000, 100_000]
     };
     let mut rows = Vec::new();
     for &pairs in points {
         let dir = tempfile::tempdir().context("a directory for the captures")?;
-        let wire = Wire {
-            captures: trace::pairs(dir.path(), pairs),
-            // A port keeps the frames that it replays in mbufs of the switch.
-            mbufs: 2 * pairs + 8192,
-        };
+        let [left, right] = trace::pairs(dir.path(), 0, pairs);
+        let wire = Wire::new(vec![replay(0, &left), replay(1, &right)], 2 * pairs);
         let mut samples = vec![Vec::new(); PEERS.len()];
         for _ in 0..effort.rounds {
             for (&(name, start), samples) in PEERS.iter().zip(&mut samples) {
-                let mut peer = start(&wire).with_context(|| format!("{name}, {pairs} pairs"))?;
+                let context = || format!("{name}, {pairs} pairs");
+                let mut peer = start(&wire).with_context(context)?;
                 std::thread::sleep(effort.warm_up);
-                samples.push(
-                    peer.sample(effort.measure)
-                        .with_context(|| format!("{name}, {pairs} pairs"))?,
-                );
+                samples.push(slices::measure(&mut *peer, effort.measure).with_context(context)?);
             }
         }
         rows.extend(PEERS.iter().zip(samples).map(|(&(peer, _), samples)| Row {

@@ -1,7 +1,13 @@
 //! What is measured.
 
+mod churn;
+mod cores;
+mod flood;
 mod host;
 mod l2;
+mod ports;
+mod rings;
+mod start;
 
 use std::time::Duration;
 
@@ -14,13 +20,34 @@ use crate::report::Table;
 pub enum Name {
     /// Two ports, known unicast between N pairs of hosts, learning on.
     L2,
+    /// Two bare clients and their rings.
+    Rings,
+    /// 64 ports attached, two of them active.
+    Ports,
+    /// Broadcast to 16 ports.
+    Flood,
+    /// Addresses that move, and new ones all the time.
+    Churn,
+    /// One switching core and two.
+    Cores,
+    /// Times of start and attach, memory by ports.
+    Start,
     /// TCP between two hosts on ports to the kernel.
     Host,
 }
 
 impl Name {
     /// All of them, in the order in which they run.
-    pub const ALL: [Name; 2] = [Name::L2, Name::Host];
+    pub const ALL: &[Name] = &[
+        Name::L2,
+        Name::Rings,
+        Name::Ports,
+        Name::Flood,
+        Name::Churn,
+        Name::Cores,
+        Name::Start,
+        Name::Host,
+    ];
 }
 
 /// How thorough a run is.
@@ -32,13 +59,23 @@ pub struct Effort {
     pub measure: Duration,
 }
 
-/// Runs a scenario.
+/// Runs a scenario: a table for each quantity.
 ///
 /// # Errors
 /// A peer does not start.
-pub fn run(name: Name, effort: &Effort) -> anyhow::Result<Table> {
+pub fn run(name: Name, effort: &Effort) -> anyhow::Result<Vec<Table>> {
     match name {
-        Name::L2 => l2::run(effort),
-        Name::Host => host::run(effort),
+        Name::L2 => l2::run(effort).map(one),
+        Name::Rings => rings::run(effort),
+        Name::Ports => ports::run(effort),
+        Name::Flood => flood::run(effort),
+        Name::Churn => churn::run(effort),
+        Name::Cores => cores::run(effort),
+        Name::Start => start::run(effort),
+        Name::Host => host::run(effort).map(one),
     }
+}
+
+fn one(table: Table) -> Vec<Table> {
+    vec![table]
 }

@@ -52,7 +52,7 @@ impl Client {
 }
 
 /// Is there another command?
-fn is_told() -> bool {
+pub fn is_told() -> bool {
     let input = stdin();
     let mut fds = [PollFd::new(input.as_fd(), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::ZERO) != Ok(0)

@@ -9,6 +9,7 @@
 //! | `checksums COUNT MS` | the same, but what is known of their checksums in place of the frames |
 //! | `traffic KEY=VALUE...` | a run of numbered frames, see [`traffic`] |
 //! | `load KEY=VALUE...`, `stop` | numbered frames until told to stop, see [`load`] |
+//! | `blast [KEY=VALUE...]`, `stop` | frames as fast as it can until told to stop, see [`blast`] |
 //! | `hog` | eats memory from now on, until that kills it |
 //! | `take COUNT`, `hold COUNT`, `release` | keeps empty mbufs, keeps received frames, gives all kept back |
 //! | `push`, `scribble`, `write`, `index`, `ring-bells`, `mute` | what no honest client does, see [`hostile`] |
@@ -17,6 +18,7 @@
 //! | `event MS` | what the switch says on the attach socket within MS |
 
 mod attached;
+mod blast;
 mod hostile;
 mod load;
 mod steps;
@@ -81,6 +83,7 @@ impl Client {
             "checksums" => self.checksums(words),
             "traffic" => self.traffic(words),
             "load" => self.load(words),
+            "blast" => self.blast(words),
             "stop" => Ok(String::new()),
             "hog" => Ok(hostile::hog()),
             "take" => self.take(words),

@@ -1,0 +1,93 @@
+//! A measurement in short slices, of which the median counts: what others on the machine disturb is left out.
+
+use std::collections::HashMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use crate::peer::Peer;
+use crate::sample::Sample;
+
+const SLICE: Duration = Duration::from_millis(200);
+/// Part of a slice that the switching thread must have had its CPU.
+const RUNNING: f64 = 0.97;
+
+/// What `peer` does in the median slice of `time`.
+///
+/// # Errors
+/// The peer does not tell.
+pub fn measure(peer: &mut dyn Peer, time: Duration) -> anyhow::Result<Sample> {
+    let mut slices = Vec::new();
+    let end = Instant::now() + time;
+    while slices.is_empty() || Instant::now() < end {
+        let (before, start) = (cpu_times(peer.pid()), Instant::now());
+        let sample = peer.sample(SLICE)?;
+        let ran = busiest(&before, &cpu_times(peer.pid()));
+        slices.push((ran.as_secs_f64() / start.elapsed().as_secs_f64(), sample));
+    }
+    Ok(median(slices))
+}
+
+/// The slice with the median rate, of those in which the thread ran all the time if there are any. A slice is the part
+/// of its time that the thread ran, and what was done.
+fn median(mut slices: Vec<(f64, Sample)>) -> Sample {
+    if slices.iter().any(|(ran, _)| *ran >= RUNNING) {
+        slices.retain(|(ran, _)| *ran >= RUNNING);
+    }
+    slices.sort_by(|(_, a), (_, b)| a.rate.total_cmp(&b.rate));
+    slices[slices.len() / 2].1
+}
+
+/// CPU time of each thread of process `pid`, by thread id (Documentation/scheduler/sched-stats.rst of Linux).
+fn cpu_times(pid: i32) -> HashMap<String, Duration> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else {
+        return HashMap::new();
+    };
+    let time = |thread: fs::DirEntry| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        let nanoseconds = text.split_whitespace().next()?.parse().ok()?;
+        let id = thread.file_name().into_string().ok()?;
+        Some((id, Duration::from_nanos(nanoseconds)))
+    };
+    threads.flatten().filter_map(time).collect()
+}
+
+/// How long the thread ran that ran most.
+fn busiest(before: &HashMap<String, Duration>, after: &HashMap<String, Duration>) -> Duration {
+    let ran = after
+        .iter()
+        .map(|(id, time)| time.saturating_sub(before.get(id).copied().unwrap_or_default()));
+    ran.max().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(ran: f64, rate: f64) -> (f64, Sample) {
+        (ran, Sample { rate, cycles: None })
+    }
+
+    #[test]
+    fn a_disturbed_slice_does_not_count() {
+        let slices = vec![
+            slice(1.0, 10.0),
+            slice(0.5, 5.0),
+            slice(0.6, 4.0),
+            slice(0.99, 9.0),
+        ];
+        assert_eq!(median(slices).rate, 10.0);
+        let none_undisturbed = vec![slice(0.5, 5.0), slice(0.6, 4.0), slice(0.7, 6.0)];
+        assert_eq!(median(none_undisturbed).rate, 5.0);
+    }
+
+    /// This very thread, which does nothing but count.
+    #[test]
+    fn a_thread_that_runs_is_seen_running() {
+        let pid = std::process::id() as i32;
+        let before = cpu_times(pid);
+        let start = Instant::now();
+        while busiest(&before, &cpu_times(pid)) < Duration::from_millis(5) {
+            assert!(start.elapsed() < Duration::from_secs(20), "it never ran");
+        }
+    }
+}
