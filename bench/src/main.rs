@@ -6,12 +6,15 @@
 //! | [`peer`] | who is measured: this switch, OVS-DPDK, testpmd |
 //! | [`sample`], [`slices`] | one measurement, and medians of several |
 //! | [`trace`], [`clients`] | the traffic |
+//! | [`guests`], [`timing`] | guests without a VM: that load, that time |
+//! | [`threads`] | CPU time of processes, and their CPUs |
 //! | [`machine`] | what the figures were taken on |
 //! | [`report`], [`plot`] | table, JSON, picture |
 //!
 //! It reports and never judges: no figure makes it fail.
 
 mod clients;
+mod guests;
 mod machine;
 mod peer;
 mod plot;
@@ -19,6 +22,8 @@ mod report;
 mod sample;
 mod scenario;
 mod slices;
+mod threads;
+mod timing;
 mod trace;
 
 use std::path::PathBuf;

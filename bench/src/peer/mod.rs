@@ -1,5 +1,6 @@
 //! Who is measured.
 
+pub mod between;
 pub mod ours;
 pub mod ovs;
 pub mod testpmd;

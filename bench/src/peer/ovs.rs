@@ -28,6 +28,12 @@ pub struct Ovs {
 
 impl Ovs {
     pub fn start(wire: &Wire) -> anyhow::Result<Ovs> {
+        Ovs::start_with(wire, &[])
+    }
+
+    /// With `settings` of the database's first row as well (`other_config:userspace-tso-enable=true`), those that it looks
+    /// at only when it starts.
+    pub fn start_with(wire: &Wire, settings: &[&str]) -> anyhow::Result<Ovs> {
         if !Path::new(DAEMON).exists() {
             bail!("{DAEMON} is missing; install the package openvswitch-switch-dpdk");
         }
@@ -48,7 +54,7 @@ impl Ovs {
             command.arg(format!("--db=unix:{}", path("db.sock"))).args(line);
             run(&mut command)
         };
-        vsctl(&[
+        let first_row = [
             "--no-wait",
             "set",
             "Open_vSwitch",
@@ -58,7 +64,8 @@ impl Ovs {
             "other_config:dpdk-extra=--no-pci --in-memory --no-telemetry",
             &format!("other_config:dpdk-socket-mem={}", wire.memory_mb() * 2),
             &format!("other_config:pmd-cpu-mask={:#x}", wire.cpus),
-        ])?;
+        ];
+        vsctl(&[&first_row[..], settings].concat())?;
         let mut command = Command::new(DAEMON);
         command
             .arg(format!("unix:{}", path("db.sock")))
@@ -92,6 +99,28 @@ impl Ovs {
             _database: database,
             dir,
         })
+    }
+
+    /// Adds a port to `br0` for a guest that listens at `socket`.
+    pub fn add_guest(&self, port: &str, socket: &Path) -> anyhow::Result<()> {
+        let database = format!("--db=unix:{}", self.dir.path().join("db.sock").display());
+        let words = [
+            "--timeout=30",
+            "add-port",
+            "br0",
+            port,
+            "--",
+            "set",
+            "Interface",
+            port,
+        ];
+        let mut command = Command::new("ovs-vsctl");
+        command
+            .arg(database)
+            .args(words)
+            .arg("type=dpdkvhostuserclient")
+            .arg(format!("options:vhost-server-path={}", socket.display()));
+        run(&mut command).map(drop)
     }
 
     fn appctl(&self, what: &[&str]) -> anyhow::Result<String> {

@@ -4,10 +4,14 @@ mod churn;
 mod cores;
 mod flood;
 mod host;
+mod idle;
 mod l2;
+mod latency;
 mod ports;
 mod rings;
 mod start;
+mod tcp;
+mod vm;
 
 use std::time::Duration;
 
@@ -32,6 +36,14 @@ pub enum Name {
     Cores,
     /// Times of start and attach, memory by ports.
     Start,
+    /// Guest to guest, without VMs.
+    Vm,
+    /// How long a frame takes from guest to guest.
+    Latency,
+    /// CPU time with two idle VMs.
+    Idle,
+    /// TCP between two VMs.
+    Tcp,
     /// TCP between two hosts on ports to the kernel.
     Host,
 }
@@ -46,6 +58,10 @@ impl Name {
         Name::Churn,
         Name::Cores,
         Name::Start,
+        Name::Vm,
+        Name::Latency,
+        Name::Idle,
+        Name::Tcp,
         Name::Host,
     ];
 }
@@ -72,6 +88,10 @@ pub fn run(name: Name, effort: &Effort) -> anyhow::Result<Vec<Table>> {
         Name::Churn => churn::run(effort),
         Name::Cores => cores::run(effort),
         Name::Start => start::run(effort),
+        Name::Vm => vm::run(effort).map(one),
+        Name::Latency => latency::run(effort),
+        Name::Idle => idle::run(effort).map(one),
+        Name::Tcp => tcp::run(effort).map(one),
         Name::Host => host::run(effort).map(one),
     }
 }

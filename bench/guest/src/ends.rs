@@ -1,0 +1,170 @@
+//! The two guests: devices, buffers, and frames with a time in them.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{anyhow, bail};
+use arrayvec::ArrayVec;
+use vswitch_common::eal::Eal;
+use vswitch_common::ethdev::{Ethdev, FlowControl, Setup};
+use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::mempool::Pool;
+
+/// Frames sent or received at once.
+pub const BURST: usize = 32;
+/// Descriptors of a virtqueue.
+const DESCRIPTORS: u16 = 1024;
+const MBUFS: u32 = 8192;
+const MEMORY_MB: u32 = 64;
+/// Bytes of a frame, without its check sequence.
+const FRAME: usize = 60;
+/// Where in a frame its time is, in nanoseconds since [`Ends::start`].
+const STAMP: std::ops::Range<usize> = 16..24;
+/// An EtherType for experiments (IEEE 802 section 9.2.3).
+const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
+const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+/// How long the switch may take until it forwards.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+pub type Burst = ArrayVec<Mbuf, BURST>;
+
+/// Both guests.
+pub struct Ends {
+    guests: [Ethdev; 2],
+    pool: Pool,
+    start: Instant,
+    _eal: Eal,
+}
+
+impl Ends {
+    /// Listens at `sockets` until a vhost-user backend has come to each.
+    pub fn open(cpu: usize, sockets: &[PathBuf]) -> anyhow::Result<Ends> {
+        let eal = [
+            &format!("--lcores=0@{cpu}"),
+            "--no-pci",
+            "--no-telemetry",
+            "--in-memory",
+            // vhost-user passes memory by descriptor, and not many of them.
+            "--single-file-segments",
+            &format!("--socket-mem={MEMORY_MB}"),
+            "--log-level=error",
+        ];
+        let eal = Eal::init("bench-guest", &eal.map(str::to_owned))?;
+        let pool = Pool::create("frames", MBUFS, -1).map_err(|why| anyhow!("a pool of mbufs: {why}"))?;
+        let setup = Setup {
+            rx_queues: 1,
+            tx_queues: 1,
+            rx_descriptors: DESCRIPTORS,
+            tx_descriptors: DESCRIPTORS,
+            mtu: 1500,
+            promiscuous: true,
+            doorbells: false,
+            flow_control: FlowControl::default(),
+        };
+        let open = |number: usize| -> anyhow::Result<Ethdev> {
+            let mut guest = Ethdev::attach(&format!(
+                "net_virtio_user{number},path={},server=1,queues=1,queue_size={DESCRIPTORS}",
+                sockets[number].display()
+            ))?;
+            guest.start(&setup, &pool)?;
+            Ok(guest)
+        };
+        Ok(Ends {
+            guests: [open(0)?, open(1)?],
+            pool,
+            start: Instant::now(),
+            _eal: eal,
+        })
+    }
+
+    /// Sends from each to the other until a frame has come to each: from then on the switch knows both.
+    pub fn introduce(&mut self) -> anyhow::Result<()> {
+        for from in [0, 1] {
+            let until = Instant::now() + PATIENCE;
+            let mut came = false;
+            while !came {
+                if Instant::now() > until {
+                    bail!("no frame comes from guest {from} to the other in {PATIENCE:?}");
+                }
+                self.send_by(from, 1);
+                std::thread::sleep(Duration::from_millis(20));
+                came = self.drain_by(1 - from) > 0;
+            }
+        }
+        self.drain();
+        Ok(())
+    }
+
+    /// Nanoseconds since the start.
+    pub fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64
+    }
+
+    /// Sends `count` frames from the first guest to the second, [`BURST`] at most; how many the virtqueue took.
+    pub fn send(&mut self, count: usize) -> usize {
+        self.send_by(0, count)
+    }
+
+    fn send_by(&mut self, from: usize, count: usize) -> usize {
+        let mut frames = Burst::new();
+        if !self.pool.alloc_n(&mut frames, count.min(BURST)) {
+            return 0;
+        }
+        let stamp = self.now().to_be_bytes();
+        for frame in &mut frames {
+            let room = frame.room_mut();
+            room[..6].copy_from_slice(&MACS[1 - from]);
+            room[6..12].copy_from_slice(&MACS[from]);
+            room[12..14].copy_from_slice(&ETHERTYPE);
+            room[STAMP].copy_from_slice(&stamp);
+            frame.set_frame(FRAME, Checksum::Unknown);
+        }
+        let count = frames.len();
+        self.guests[from].send(0, &mut frames);
+        let sent = count - frames.len();
+        self.pool.free(&mut frames);
+        sent
+    }
+
+    /// Calls `take` with the nanoseconds that each frame took that has come to the second guest; how many there were.
+    pub fn receive(&mut self, mut take: impl FnMut(u64)) -> usize {
+        let mut frames = Burst::new();
+        self.guests[1].receive(0, &mut frames);
+        if frames.is_empty() {
+            return 0;
+        }
+        let now = self.now();
+        for frame in &frames {
+            let stamp = frame.data().get(STAMP).and_then(|bytes| bytes.try_into().ok());
+            if let Some(stamp) = stamp.map(u64::from_be_bytes) {
+                take(now.saturating_sub(stamp));
+            }
+        }
+        let count = frames.len();
+        self.pool.free(&mut frames);
+        count
+    }
+
+    /// Takes all that is under way.
+    pub fn drain(&mut self) {
+        loop {
+            std::thread::sleep(Duration::from_millis(20));
+            if self.drain_by(0) + self.drain_by(1) == 0 {
+                return;
+            }
+        }
+    }
+
+    fn drain_by(&mut self, guest: usize) -> usize {
+        let mut all = 0;
+        loop {
+            let mut frames = Burst::new();
+            self.guests[guest].receive(0, &mut frames);
+            if frames.is_empty() {
+                return all;
+            }
+            all += frames.len();
+            self.pool.free(&mut frames);
+        }
+    }
+}
