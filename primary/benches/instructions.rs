@@ -159,7 +159,7 @@ fn start() -> Bench {
 
 /// What is read and looked up of a burst: header, source, destination.
 fn look_up(bench: &Bench) {
-    let table = &bench.snapshot.bridges[0].table;
+    let table = bench.snapshot.bridges[0].table.reader(NOW.seconds);
     let frames: Vec<([u8; 14], u16)> = (0..BURST)
         .map(|n| (n % CLIENTS, (n + 1) % CLIENTS))
         .map(|(from, to)| (header(mac(to), mac(from)), from as u16))
@@ -168,8 +168,8 @@ fn look_up(bench: &Bench) {
         measured(&mut || {
             for (header, port) in &frames {
                 let header = parse::parse(black_box(header)).expect("a whole header");
-                black_box(table.check_source(Key::new(0, header.source), *port, NOW.seconds));
-                black_box(table.lookup(Key::new(0, header.destination), NOW.seconds));
+                black_box(table.check_source(Key::new(0, header.source), *port));
+                black_box(table.lookup(Key::new(0, header.destination)));
             }
         });
     }
