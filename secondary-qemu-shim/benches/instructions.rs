@@ -13,7 +13,7 @@ use dpdk_qemu_shim::net_header::Features;
 use dpdk_qemu_shim::port::{Burst, SwitchPort};
 use dpdk_qemu_shim::pump::testing::{Buffers, step};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
-use dpdk_qemu_shim::virtqueue::SplitQueue;
+use dpdk_qemu_shim::virtqueue::Ring;
 use dpdk_qemu_shim::virtqueue::testing::Driver;
 use nix::sys::eventfd::EventFd;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
@@ -105,10 +105,10 @@ impl SwitchPort for Stacks {
 }
 
 /// A virtqueue without descriptors to signal by: the guest polls, too.
-fn lane(memory: &Arc<GuestMemory>, driver: &Driver) -> Lane<SplitQueue> {
+fn lane(memory: &Arc<GuestMemory>, driver: &Driver) -> Lane<Ring> {
     Lane {
         name: "bench".into(),
-        queue: driver.device(),
+        queue: Ring::Split(driver.device()),
         memory: Arc::clone(memory),
         features: Features::new(FEATURES),
         enabled: true,
