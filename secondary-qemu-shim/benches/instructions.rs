@@ -4,22 +4,21 @@
 //! nothing. What is counted is a pump's step: descriptors, headers, copies. The guest's part is not, and the switch is
 //! two stacks of mbufs.
 
-use std::os::fd::{AsFd, BorrowedFd};
+mod stacks;
+
 use std::sync::Arc;
 
 use dpdk_qemu_shim::guest_memory::GuestMemory;
 use dpdk_qemu_shim::guest_memory::testing::{memory, poke};
 use dpdk_qemu_shim::net_header::Features;
-use dpdk_qemu_shim::port::{Burst, SwitchPort};
 use dpdk_qemu_shim::pump::testing::{Buffers, step};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
 use dpdk_qemu_shim::virtqueue::Ring;
 use dpdk_qemu_shim::virtqueue::testing::Driver;
-use nix::sys::eventfd::EventFd;
+use stacks::Stacks;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 use vswitch_common::mbuf::Mbuf;
-use vswitch_common::port::layout::ClientStats;
 
 /// What every guest of today negotiates.
 const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -47,63 +46,6 @@ fn report(packets: usize, case: &str) {
     println!("{packets}\t{case}");
 }
 
-/// The switch: what it is sent is empty again at once, and what it delivers comes back to be delivered again.
-#[derive(Debug)]
-struct Stacks {
-    empty: Vec<Mbuf>,
-    frames: Vec<Mbuf>,
-    stats: ClientStats,
-    doorbell: EventFd,
-}
-
-/// Moves mbufs from a stack, as many as fit.
-fn take(from: &mut Vec<Mbuf>, to: &mut Burst) {
-    let rest = from.len().saturating_sub(to.remaining_capacity());
-    to.extend(from.drain(rest..));
-}
-
-impl SwitchPort for Stacks {
-    fn alloc(&mut self, out: &mut Burst) {
-        take(&mut self.empty, out);
-    }
-
-    fn send(&mut self, frames: &mut Burst) {
-        self.empty.extend(frames.drain(..));
-    }
-
-    fn receive(&mut self, out: &mut Burst) {
-        take(&mut self.frames, out);
-    }
-
-    fn release(&mut self, used: &mut Burst) {
-        self.frames.extend(used.drain(..));
-    }
-
-    fn frames_waiting(&mut self) -> bool {
-        !self.frames.is_empty()
-    }
-
-    fn buffers_waiting(&mut self) -> bool {
-        !self.empty.is_empty()
-    }
-
-    fn has_room(&mut self) -> bool {
-        true
-    }
-
-    fn arm(&self) {}
-
-    fn disarm(&self) {}
-
-    fn doorbell(&self) -> BorrowedFd<'_> {
-        self.doorbell.as_fd()
-    }
-
-    fn stats(&self) -> &ClientStats {
-        &self.stats
-    }
-}
-
 /// A virtqueue without descriptors to signal by: the guest polls, too.
 fn lane(memory: &Arc<GuestMemory>, driver: &Driver) -> Lane<Ring> {
     Lane {
@@ -125,16 +67,11 @@ fn pump(case: &str, len: usize, to_guest: bool) {
     let memory = memory(&[(0, BUFFERS + BURST as u64 * u64::from(BUFFER))]);
     let mut driver = Driver::new(&memory, RING, SIZE);
     let mut buffers = Buffers::new(2 * BURST);
-    let mut mbufs: Vec<Mbuf> = (0..2 * BURST).map(|_| buffers.frame(&vec![0x5a; len])).collect();
-    let port = Stacks {
-        frames: if to_guest {
-            std::mem::take(&mut mbufs)
-        } else {
-            Vec::new()
-        },
-        empty: mbufs,
-        stats: ClientStats::default(),
-        doorbell: EventFd::new().expect("descriptors"),
+    let mbufs: Vec<Mbuf> = (0..2 * BURST).map(|_| buffers.frame(&vec![0x5a; len])).collect();
+    let port = if to_guest {
+        Stacks::new(Vec::new(), mbufs)
+    } else {
+        Stacks::new(mbufs, Vec::new())
     };
     let lane = lane(&memory, &driver);
     let header = lane.features.header_len();

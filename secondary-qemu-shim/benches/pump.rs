@@ -1,33 +1,26 @@
 //! What a pump does for a frame of 64 bytes, in either direction and layout: nanoseconds for each, as the least and the
-//! median of many rounds. The switch is two lists, the guest's rings are refilled between the rounds.
+//! median of many rounds. The guest's rings are refilled between the rounds.
 //!
 //! ```text
 //! cargo bench -p dpdk-qemu-shim --features testing --bench pump
 //! ```
-//!
-//! Instructions, the same number every time, per round of 256 frames:
-//!
-//! ```text
-//! valgrind --tool=callgrind --toggle-collect='pump::measured' target/release/deps/pump-... split to_switch
-//! ```
 
-use std::fs::File;
+mod stacks;
+
 use std::hint::black_box;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dpdk_qemu_shim::guest_memory::GuestMemory;
 use dpdk_qemu_shim::guest_memory::testing::memory;
 use dpdk_qemu_shim::net_header::Features;
-use dpdk_qemu_shim::port::{Burst, SwitchPort};
 use dpdk_qemu_shim::pump::testing::{Buffers, step};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
 use dpdk_qemu_shim::virtqueue::testing::Driver;
 use dpdk_qemu_shim::virtqueue::testing::packed::PackedDriver;
 use dpdk_qemu_shim::virtqueue::{Ring, Virtqueue as _};
+use stacks::Stacks;
 use vswitch_common::mbuf::{Checksum, Mbuf};
-use vswitch_common::port::layout::ClientStats;
 
 const QUEUE: u16 = 256;
 const FRAME: usize = 64;
@@ -38,65 +31,6 @@ const FEATURES: u64 = 1 << 32 | 1 << 15 | 1 << 28 | 1 << 29;
 const IN_ORDER: u64 = 1 << 35;
 /// Where the guest's buffers are; a page for each.
 const BUFFERS: u64 = 0x10_0000;
-
-/// Two lists in place of a switch.
-struct Lists {
-    free: Vec<Mbuf>,
-    /// From the guest, or to it.
-    frames: Vec<Mbuf>,
-    delivers: bool,
-    never: File,
-    stats: Box<ClientStats>,
-}
-
-fn move_up_to(from: &mut Vec<Mbuf>, to: &mut Burst) {
-    let n = to.remaining_capacity().min(from.len());
-    to.extend(from.drain(from.len() - n..));
-}
-
-impl SwitchPort for Lists {
-    fn alloc(&mut self, out: &mut Burst) {
-        move_up_to(&mut self.free, out);
-    }
-
-    fn send(&mut self, frames: &mut Burst) {
-        self.free.extend(frames.drain(..));
-    }
-
-    fn receive(&mut self, out: &mut Burst) {
-        if self.delivers {
-            move_up_to(&mut self.frames, out);
-        }
-    }
-
-    fn release(&mut self, used: &mut Burst) {
-        self.frames.extend(used.drain(..));
-    }
-
-    fn frames_waiting(&mut self) -> bool {
-        false
-    }
-
-    fn buffers_waiting(&mut self) -> bool {
-        false
-    }
-
-    fn has_room(&mut self) -> bool {
-        true
-    }
-
-    fn arm(&self) {}
-
-    fn disarm(&self) {}
-
-    fn doorbell(&self) -> BorrowedFd<'_> {
-        self.never.as_fd()
-    }
-
-    fn stats(&self) -> &ClientStats {
-        &self.stats
-    }
-}
 
 /// Either driver.
 enum Guest {
@@ -138,7 +72,7 @@ impl Guest {
 
 /// Moves all that is there.
 #[inline(never)]
-fn measured(state: &mut State<Lists>) {
+fn measured(state: &mut State<Stacks>) {
     while step(black_box(state)) {}
 }
 
@@ -167,13 +101,7 @@ fn bench(layout: &str, features: u64, direction: &str) {
         mbuf.set_frame(FRAME, Checksum::Unknown);
     }
     let frames = all.split_off(usize::from(QUEUE));
-    let port = Lists {
-        free: all,
-        frames,
-        delivers: to_guest,
-        never: File::open("/dev/null").expect("there is one"),
-        stats: Box::default(),
-    };
+    let port = Stacks::new(all, if to_guest { frames } else { Vec::new() });
     let mut state = State {
         seats: vec![Seat::new(0, port)],
         ..State::default()

@@ -200,6 +200,10 @@ impl Output {
             chains,
         } = &mut self.batches[index];
         let total = frames.len();
+        if total == 0 {
+            // It was full, and is gone already.
+            return;
+        }
         let mut bytes = std::mem::take(bytes);
         let chains = std::mem::take(chains);
         let (sent, reason) = match &port.io {
