@@ -167,7 +167,7 @@ impl Pmd {
                 last = tsc();
                 forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
-            } else if worked || snapshot.max_sleep == Some(Duration::ZERO) {
+            } else if worked {
                 std::hint::spin_loop();
             } else {
                 // Whoever has the frames may wait for this very CPU.
