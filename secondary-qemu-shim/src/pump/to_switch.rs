@@ -157,24 +157,35 @@ fn copy<P: SwitchPort>(
     if len < SHORTEST {
         return Err(Refused::TooShort);
     }
-    let room = mbuf.room_mut();
     let mut header = [0; HEADER_MAX];
-    let mut in_header = 0;
-    let mut in_frame = 0;
-    for buffer in buffers {
-        let lead = (header_len - in_header).min(buffer.len());
-        if lead > 0 {
-            buffer.read(0, &mut header[in_header..in_header + lead]);
-            in_header += lead;
+    let room = &mut mbuf.room_mut()[..len];
+    match buffers {
+        // As nearly all are. Copies of a fixed length need no loop and no call.
+        [buffer] if header_len == HEADER_MAX => {
+            buffer.read(0, &mut header);
+            buffer.read(HEADER_MAX, room);
         }
-        let rest = buffer.len() - lead;
-        buffer.read(lead, &mut room[in_frame..in_frame + rest]);
-        in_frame += rest;
+        _ => gather(buffers, &mut header[..header_len], room),
     }
     let request = net_header::parse(&header, features, len).map_err(|BadHeader| Refused::BadHeader)?;
     mbuf.set_frame(len, request.checksum);
     match request.cut {
         Some(cut) => long::mark(mbuf, cut, seat),
         None => Ok(()),
+    }
+}
+
+/// Copies what lies in `buffers` one behind the other: the header, then the frame.
+fn gather(buffers: &[Span<'_>], header: &mut [u8], frame: &mut [u8]) {
+    let (mut in_header, mut in_frame) = (0, 0);
+    for buffer in buffers {
+        let lead = (header.len() - in_header).min(buffer.len());
+        if lead > 0 {
+            buffer.read(0, &mut header[in_header..in_header + lead]);
+            in_header += lead;
+        }
+        let rest = buffer.len() - lead;
+        buffer.read(lead, &mut frame[in_frame..in_frame + rest]);
+        in_frame += rest;
     }
 }
