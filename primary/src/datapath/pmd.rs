@@ -167,8 +167,6 @@ impl Pmd {
                 last = tsc();
                 forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
-            } else if worked {
-                std::hint::spin_loop();
             } else {
                 // Whoever has the frames may wait for this very CPU.
                 std::thread::yield_now();
