@@ -55,6 +55,8 @@ const MEMORY_PATIENCE: Duration = Duration::from_secs(3);
 const FAREWELL: Duration = Duration::from_millis(500);
 /// Between looks at links, ages and counters.
 const TICK: Duration = Duration::from_secs(1);
+/// Woken later than that, this process was stopped, or the machine stood still: its clients could do nothing either.
+const STOOD_STILL: Duration = Duration::from_millis(100);
 
 /// The modules that log, so that their levels can be set before they do (`--log`, `ovs-appctl vlog/set`).
 const MODULES: &[&str] = &[
@@ -376,6 +378,7 @@ fn serve(
     let mut devices_changed = false;
     loop {
         let deadline = server.deadline().map_or(next_tick, |d| d.min(next_tick));
+        let deadline = deadline.max(Instant::now());
         let others = server.descriptors().chain([input(switch.kernel_events())]);
         if let Err(e) = wait(signals, inbox, others, Some(deadline)) {
             log::error!("{e:#}");
@@ -383,6 +386,16 @@ fn serve(
         }
         if told_to_end(signals) {
             return None;
+        }
+        let late = Instant::now().saturating_duration_since(deadline);
+        if late > STOOD_STILL {
+            server.postpone(late + STOOD_STILL);
+        }
+        if late > TICK {
+            log::warn!(
+                "the machine, or this process, stood still for {} ms",
+                late.as_millis()
+            );
         }
         let mut device_event = false;
         while let Ok(event) = events.try_recv() {

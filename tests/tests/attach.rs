@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use vswitch_common::port::message::{Hello, MAX_LEN, Reason, Text};
 use vswitch_common::port::{RingRole, ring_name};
 use vswitch_common::stats::Counter;
@@ -218,6 +219,32 @@ fn who_dawdles_is_parted_with() {
     println!("the next one was let in after {:?}", start.elapsed());
     switch.wait_for_log("did not initialise EAL");
     dawdler.process().wait(Duration::from_secs(2));
+}
+
+/// As when a laptop is closed, or a virtual machine moves to another host: nobody dawdled.
+#[test]
+fn a_machine_that_stands_still_costs_nobody_the_turn() {
+    let switch = Switch::with_ports(&[1, 2]);
+    let mut one = Bare::start(&switch, "one");
+    one.ok(&format!("hello {} 1 1 one", switch.attach_socket().display()));
+    one.ok("turn");
+    let all = |signal| {
+        switch.signal(signal);
+        one.signal(signal);
+    };
+    all(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(7));
+    all(Signal::SIGCONT);
+    switch.wait_for_log("stood still");
+    std::thread::sleep(Duration::from_millis(300));
+
+    one.signal(Signal::SIGKILL);
+    Bare::attached(&switch, 1);
+    assert!(
+        !switch.log().contains("did not initialise EAL"),
+        "{}",
+        switch.log()
+    );
 }
 
 /// Owner and group may connect, whatever the umask. The counters are the owner's.

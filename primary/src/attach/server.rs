@@ -35,8 +35,9 @@ const ACCEPTED_AT_ONCE: usize = 32;
 const MESSAGES_AT_ONCE: usize = 8;
 /// Time for the first word.
 const HELLO_TIME: Duration = Duration::from_secs(5);
-/// Time to initialise EAL, which takes some 20 ms. Nobody else can attach meanwhile.
-const INIT_TIME: Duration = Duration::from_secs(2);
+/// Time to initialise EAL. That takes some 20 ms, but more with a lot of memory to map, and far more where CPUs are
+/// short. Nobody else can attach meanwhile.
+const INIT_TIME: Duration = Duration::from_secs(5);
 /// Time for a process to end by itself after its connection has.
 const GRACE: Duration = Duration::from_millis(300);
 /// Before another try at a process that could not be killed.
@@ -165,6 +166,20 @@ impl<O: Outside> Server<O> {
                 Stage::Waiting(_) | Stage::Attached(_) => None,
             })
             .min()
+    }
+
+    /// Everybody has `by` more time: the machine, or just this process, stood still.
+    pub fn postpone(&mut self, by: Duration) {
+        for connection in self.connections.values_mut() {
+            match &mut connection.stage {
+                Stage::Silent { until } | Stage::Initialising { until, .. } => *until += by,
+                Stage::Ending {
+                    kill_at: Some(kill_at),
+                    ..
+                } => *kill_at += by,
+                Stage::Waiting(_) | Stage::Attached(_) | Stage::Ending { kill_at: None, .. } => {}
+            }
+        }
     }
 
     /// May a client be inside EAL's initialisation now, where it holds locks that DPDK's allocator takes as well?
