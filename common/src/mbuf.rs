@@ -238,6 +238,13 @@ impl Mbuf {
         unsafe { (*self.0.as_ptr()).ol_flags = flags };
     }
 
+    /// Is there anything to say of it? If not, its checksum is unknown, and it is not to be cut.
+    #[inline]
+    pub fn has_offloads(&self) -> bool {
+        // SAFETY: a load from the header of a mapped mbuf.
+        unsafe { (*self.0.as_ptr()).ol_flags & (CKSUM_PARTIAL | CKSUM_GOOD | LARGE) != 0 }
+    }
+
     /// Is it to be cut, if a port can't take it whole?
     #[inline]
     pub fn is_large(&self) -> bool {

@@ -18,6 +18,9 @@ pub const HEADER_MAX: usize = 12;
 /// Bytes of it in a legacy device without mergeable buffers.
 const HEADER_LEGACY: usize = 10;
 
+/// The header of a frame in one buffer of which nothing is to be said ([`emit`]).
+pub const PLAIN: [u8; HEADER_MAX] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0];
+
 /// What the guest's driver and this device agreed on, as far as the pumps care.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
@@ -227,6 +230,7 @@ mod tests {
         let both = Features::new(V1 | CSUM | GUEST_CSUM);
         let header = emit(partial, both, 3);
         assert_eq!(header, [1, 0, 0, 0, 0, 0, 34, 0, 16, 0, 3, 0]);
+        assert_eq!(emit(Checksum::Unknown, both, 1), PLAIN);
         let request = Request {
             checksum: partial,
             cut: None,

@@ -104,6 +104,21 @@ impl RingArea {
         out
     }
 
+    /// Copies little-endian 16-bit words out, each once.
+    ///
+    /// # Panics
+    /// If they do not lie inside.
+    #[inline]
+    pub fn read_words(&self, offset: usize, out: &mut [u16]) {
+        assert!(offset <= self.len && size_of_val(out) <= self.len - offset);
+        // SAFETY: as in `read`; any bytes make numbers.
+        unsafe {
+            let from = self.host.as_ptr().add(offset);
+            std::ptr::copy_nonoverlapping(from, out.as_mut_ptr().cast(), size_of_val(out));
+        }
+        out.iter_mut().for_each(|word| *word = u16::from_le(*word));
+    }
+
     /// Copies `bytes` in.
     ///
     /// # Panics

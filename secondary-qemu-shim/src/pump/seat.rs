@@ -19,8 +19,6 @@ pub struct Seat<P> {
     pub(super) inbox: Burst,
     /// Segments of the inbox's first frame that the guest has already, if it is one that is cut for it.
     pub(super) cut: usize,
-    /// Mbufs to give back.
-    pub(super) used: Burst,
 }
 
 impl<P: SwitchPort> Seat<P> {
@@ -33,7 +31,6 @@ impl<P: SwitchPort> Seat<P> {
             outgoing: Burst::new(),
             inbox: Burst::new(),
             cut: 0,
-            used: Burst::new(),
         }
     }
 
@@ -56,12 +53,23 @@ impl<P: SwitchPort> Seat<P> {
         }
     }
 
-    /// Gives used mbufs back.
+    /// Gives the first `count` frames of the inbox back.
     #[inline]
-    pub(super) fn release(&mut self) {
-        if !self.used.is_empty() {
-            self.port.release(&mut self.used);
+    pub(super) fn release(&mut self, count: usize) {
+        if count == self.inbox.len() {
+            return self.empty_inbox();
         }
+        let mut used: Burst = self.inbox.drain(..count).collect();
+        if count > 0 {
+            self.port.release(&mut used);
+        }
+    }
+
+    #[inline]
+    fn empty_inbox(&mut self) {
+        self.port.release(&mut self.inbox);
+        // Nothing is left, unless another process has garbled the ring; the switch takes it back in the end.
+        self.inbox.clear();
     }
 
     /// Drops what the switch sends: the guest's driver is not ready, and must not find stale frames later.
@@ -71,7 +79,7 @@ impl<P: SwitchPort> Seat<P> {
             return Standing::Idle;
         }
         count(&self.port.stats().rx_not_ready, self.inbox.len());
-        self.port.release(&mut self.inbox);
+        self.empty_inbox();
         self.cut = 0;
         Standing::Busy
     }

@@ -28,12 +28,7 @@ pub fn step<P: SwitchPort>(state: &mut State<P>) -> bool {
 /// Takes the switch's queue pairs away, and gives them every mbuf that was in hand.
 pub fn take_apart<P: SwitchPort>(state: &mut State<P>) {
     for mut seat in state.unseat() {
-        for burst in [
-            &mut seat.empties,
-            &mut seat.outgoing,
-            &mut seat.inbox,
-            &mut seat.used,
-        ] {
+        for burst in [&mut seat.empties, &mut seat.outgoing, &mut seat.inbox] {
             seat.port.release(burst);
         }
     }

@@ -24,27 +24,35 @@ pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut S
             return Standing::Idle;
         }
     }
-    let moved = match give(lane, seat) {
-        Ok(moved) => moved,
+    let given = match give(lane, seat) {
+        Ok(given) => given,
         Err(fault) => {
             count(&seat.port.stats().broken_virtqueues, 1);
             lane.break_down(fault);
             return Standing::Busy;
         }
     };
-    if !moved {
+    if !given.any {
         return Standing::AwaitsGuest;
     }
     if lane.interrupt() {
         count(&seat.port.stats().calls, 1);
     }
-    seat.release();
+    seat.release(given.frames);
     Standing::Busy
 }
 
-/// Copies as many frames of the inbox as there is room for; false if there is none for the first.
+/// What the guest was given.
+struct Given {
+    /// Frames of the inbox that are done with.
+    frames: usize,
+    /// Those, or a part of the next one.
+    any: bool,
+}
+
+/// Copies as many frames of the inbox as there is room for.
 #[inline]
-fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Result<bool, Fault> {
+fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> Result<Given, Fault> {
     let Lane {
         queue,
         memory,
@@ -59,6 +67,7 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
         features: *features,
         most: usize::from(queue.size()).min(BATCH),
         log: log.as_deref(),
+        plain: log.is_none() && features.header_len() == HEADER_MAX,
     };
     let mut written = ArrayVec::<u32, BATCH>::new();
     let (mut delivered, mut too_long, mut large) = (0, 0, 0);
@@ -84,13 +93,15 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
         }
     }
     queue.complete(&written);
-    let done = delivered + too_long;
-    seat.used.extend(seat.inbox.drain(..done));
     let stats = seat.port.stats();
     count(&stats.rx_frames, delivered);
     count(&stats.rx_large, large);
     count(&stats.rx_too_long, too_long);
-    Ok(done > 0 || !written.is_empty())
+    let frames = delivered + too_long;
+    Ok(Given {
+        frames,
+        any: frames > 0 || !written.is_empty(),
+    })
 }
 
 fn frame_len(frame: &Mbuf) -> usize {
@@ -119,6 +130,8 @@ pub(super) struct Room<'a, 'm> {
     /// Chains that can be had at once at most.
     most: usize,
     log: Option<&'a DirtyLog>,
+    /// Headers have their full length, and nothing is logged.
+    plain: bool,
 }
 
 impl Room<'_, '_> {
@@ -150,21 +163,24 @@ impl Room<'_, '_> {
 #[inline]
 fn deliver_plain(frame: &Mbuf, room: &Room<'_, '_>, written: &mut ArrayVec<u32, BATCH>) -> bool {
     let next = written.len();
-    let (Some(bytes), true) = (frame.single(), next < room.chains.len()) else {
+    let (Some(bytes), Some(buffer)) = (frame.single(), room.chains.plain().get(next)) else {
         return false;
     };
-    let ([buffer], _) = room.chains.get(next) else {
-        return false;
-    };
-    let (checksum, len) = (frame.checksum(), HEADER_MAX + bytes.len());
-    let needs_work = frame.is_large()
-        || room.log.is_some()
-        || room.features.header_len() != HEADER_MAX
-        || !room.features.rx_checksum() && matches!(checksum, Checksum::Partial { .. });
-    if needs_work || buffer.len() < len {
+    let len = HEADER_MAX + bytes.len();
+    if !room.plain || buffer.len() < len {
         return false;
     }
-    buffer.write(0, &net_header::emit(checksum, room.features, 1));
+    let header = if frame.has_offloads() {
+        let checksum = frame.checksum();
+        let takes = room.features.rx_checksum() || !matches!(checksum, Checksum::Partial { .. });
+        if frame.is_large() || !takes {
+            return false;
+        }
+        net_header::emit(checksum, room.features, 1)
+    } else {
+        net_header::PLAIN
+    };
+    buffer.write(0, &header);
     buffer.write(HEADER_MAX, bytes);
     written.push(len as u32);
     true

@@ -4,18 +4,20 @@
 //! ring. A descriptor is marked used once its bytes are copied and before the frame is handed over, so that a shim
 //! killed in between loses a frame rather than sends it twice.
 
-use arrayvec::ArrayVec;
 use vswitch_common::mbuf::{DATA_ROOM, Mbuf};
 
 use super::seat::{Seat, count};
 use super::{Lane, Standing, long};
 use crate::guest_memory::Span;
-use crate::net_header::{self, BadHeader, Features, HEADER_MAX};
+use crate::net_header::{self, BadHeader, Features, HEADER_MAX, Request};
 use crate::port::SwitchPort;
 use crate::virtqueue::{Access, BATCH, Chains, Fault, Virtqueue};
 
 /// Shortest frame: an Ethernet header.
 const SHORTEST: usize = 14;
+
+/// The bytes written to chains that the device reads.
+const NOTHING_WRITTEN: [u32; BATCH] = [0; BATCH];
 
 /// Why a guest's frame goes no further.
 pub(super) enum Refused {
@@ -77,13 +79,19 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
     let mut chains = Chains::new();
     // Without mbufs one chain is looked at, to tell "nothing to send" from "waits for the switch".
     queue.take(memory, Access::Read, seat.empties.len().max(1), &mut chains)?;
-    let mut written = ArrayVec::<u32, BATCH>::new();
     let mut result = Ok(());
-    for index in 0..chains.len() {
-        let (buffers, bytes) = chains.get(index);
+    let mut used = 0;
+    while used < chains.len() {
         let Some(mut mbuf) = seat.empties.pop() else {
             break;
         };
+        let plain = chains.plain().get(used);
+        if plain.is_some_and(|buffer| copy_plain(buffer, *features, &mut mbuf)) {
+            seat.outgoing.push(mbuf);
+            used += 1;
+            continue;
+        }
+        let (buffers, bytes) = chains.get(used);
         match copy(buffers, bytes, *features, &mut mbuf, seat) {
             Ok(()) => seat.outgoing.push(mbuf),
             Err(why) => {
@@ -98,12 +106,12 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
                 }
             }
         }
-        written.push(0);
+        used += 1;
     }
-    queue.complete(&written);
+    queue.complete(&NOTHING_WRITTEN[..used]);
     result.map(|()| Taken {
         seen: chains.len(),
-        used: written.len(),
+        used,
     })
 }
 
@@ -118,7 +126,7 @@ pub(super) fn discard<Q: Virtqueue>(lane: &mut Lane<Q>) -> Standing {
     match taken {
         Ok(0) => return Standing::Idle,
         Ok(count) => {
-            lane.queue.complete(&(0..count).map(|_| 0).collect());
+            lane.queue.complete(&NOTHING_WRITTEN[..count]);
             lane.interrupt();
         }
         Err(fault) => lane.break_down(fault),
@@ -137,8 +145,25 @@ fn refuse<P: SwitchPort>(seat: &Seat<P>, why: &Refused) {
     }
 }
 
-/// Copies the frame in a chain into `mbuf`, and what its header says.
+/// Copies a frame as nearly all are, from a chain of one buffer into one mbuf. False, and nothing counts, where it is another
+/// one, or there is more to be said.
 #[inline]
+fn copy_plain(buffer: &Span<'_>, features: Features, mbuf: &mut Mbuf) -> bool {
+    let len = buffer.len().wrapping_sub(HEADER_MAX);
+    if !(SHORTEST..=DATA_ROOM).contains(&len) || features.header_len() != HEADER_MAX {
+        return false;
+    }
+    let mut header = [0; HEADER_MAX];
+    buffer.read(0, &mut header);
+    let Ok(Request { checksum, cut: None }) = net_header::parse(&header, features, len) else {
+        return false;
+    };
+    buffer.read(HEADER_MAX, &mut mbuf.room_mut()[..len]);
+    mbuf.set_frame(len, checksum);
+    true
+}
+
+/// Copies the frame in a chain into `mbuf`, and what its header says.
 fn copy<P: SwitchPort>(
     buffers: &[Span<'_>],
     bytes: usize,
@@ -158,15 +183,7 @@ fn copy<P: SwitchPort>(
         return Err(Refused::TooShort);
     }
     let mut header = [0; HEADER_MAX];
-    let room = &mut mbuf.room_mut()[..len];
-    match buffers {
-        // As nearly all are. Copies of a fixed length need no loop and no call.
-        [buffer] if header_len == HEADER_MAX => {
-            buffer.read(0, &mut header);
-            buffer.read(HEADER_MAX, room);
-        }
-        _ => gather(buffers, &mut header[..header_len], room),
-    }
+    gather(buffers, &mut header[..header_len], &mut mbuf.room_mut()[..len]);
     let request = net_header::parse(&header, features, len).map_err(|BadHeader| Refused::BadHeader)?;
     mbuf.set_frame(len, request.checksum);
     match request.cut {

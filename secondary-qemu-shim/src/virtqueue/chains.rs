@@ -20,6 +20,9 @@ pub enum Access {
 #[derive(Debug)]
 pub struct Chains<'m> {
     buffers: ArrayVec<Span<'m>, MAX_CHAIN>,
+    /// Chains at the front that are one buffer each, as nearly all are: they need no entry in `ends`.
+    plain: usize,
+    /// Of the chains behind those: where the buffers end, and how many bytes they hold.
     ends: ArrayVec<(u16, u32), BATCH>,
     open_bytes: u64,
 }
@@ -29,6 +32,7 @@ impl<'m> Chains<'m> {
     pub fn new() -> Chains<'m> {
         Chains {
             buffers: ArrayVec::new(),
+            plain: 0,
             ends: ArrayVec::new(),
             open_bytes: 0,
         }
@@ -37,13 +41,19 @@ impl<'m> Chains<'m> {
     /// Chains in the batch.
     #[inline]
     pub fn len(&self) -> usize {
-        self.ends.len()
+        self.plain + self.ends.len()
     }
 
     /// True without chains.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
+        self.len() == 0
+    }
+
+    /// The chains at the front that are one buffer each.
+    #[inline]
+    pub fn plain(&self) -> &[Span<'m>] {
+        &self.buffers[..self.plain]
     }
 
     /// The buffers of chain `index` and the bytes they hold together.
@@ -52,17 +62,21 @@ impl<'m> Chains<'m> {
     /// If there is no such chain.
     #[inline]
     pub fn get(&self, index: usize) -> (&[Span<'m>], usize) {
-        let (end, bytes) = self.ends[index];
-        let start = if index == 0 { 0 } else { self.ends[index - 1].0 };
-        (
-            &self.buffers[usize::from(start)..usize::from(end)],
-            bytes as usize,
-        )
+        let Some(listed) = index.checked_sub(self.plain) else {
+            return (&self.buffers[index..=index], self.buffers[index].len());
+        };
+        let (end, bytes) = self.ends[listed];
+        let start = match listed {
+            0 => self.plain,
+            _ => usize::from(self.ends[listed - 1].0),
+        };
+        (&self.buffers[start..usize::from(end)], bytes as usize)
     }
 
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.buffers.clear();
+        self.plain = 0;
         self.ends.clear();
         self.open_bytes = 0;
     }
@@ -72,12 +86,12 @@ impl<'m> Chains<'m> {
         self.buffers.remaining_capacity()
     }
 
-    /// Adds a chain of one buffer, for which there is room.
+    /// Adds chains of one buffer each, as long as `buffers` has some. Only to chains that are such, too.
     #[inline]
-    pub(super) fn push_whole(&mut self, buffer: Span<'m>) {
-        let bytes = buffer.len() as u32;
-        self.buffers.push(buffer);
-        self.ends.push((self.buffers.len() as u16, bytes));
+    pub(super) fn extend_plain(&mut self, buffers: impl Iterator<Item = Span<'m>>) {
+        debug_assert!(self.ends.is_empty());
+        self.buffers.extend(buffers);
+        self.plain = self.buffers.len();
     }
 
     /// Adds a buffer to the chain that is being walked.
@@ -99,7 +113,7 @@ impl<'m> Chains<'m> {
 
     /// Drops the chain that is being walked.
     pub(super) fn abandon(&mut self) {
-        let end = self.ends.last().map_or(0, |&(end, _)| usize::from(end));
+        let end = self.ends.last().map_or(self.plain, |&(end, _)| usize::from(end));
         self.buffers.truncate(end);
         self.open_bytes = 0;
     }

@@ -29,6 +29,19 @@ impl Descriptor {
         self.flags & flag != 0
     }
 
+    /// The buffer that it names, if it is all of a chain and nothing is wrong with it.
+    #[inline]
+    pub fn plain<'m>(&self, memory: &'m GuestMemory, access: Access) -> Option<Span<'m>> {
+        let flags = match access {
+            Access::Read => 0,
+            Access::Write => WRITE,
+        };
+        if self.flags & (NEXT | INDIRECT | WRITE) != flags || self.len == 0 {
+            return None;
+        }
+        memory.span(self.address, self.len)
+    }
+
     /// The buffer that it names.
     ///
     /// # Errors

@@ -14,8 +14,6 @@ mod split;
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-
 pub use chains::{Access, Chains};
 pub use inflight::packed::PackedInflight;
 pub use inflight::split::SplitInflight;
@@ -108,7 +106,7 @@ pub trait Virtqueue {
 
     /// Marks the first `written.len()` chains of the last [`Virtqueue::take`] used, with the bytes written to each,
     /// and makes them visible to the driver at once. At most once for a take.
-    fn complete(&mut self, written: &ArrayVec<u32, BATCH>);
+    fn complete(&mut self, written: &[u32]);
 
     /// Must the driver be interrupted for what was completed since the last call that said so?
     fn interrupt_wanted(&mut self) -> bool;

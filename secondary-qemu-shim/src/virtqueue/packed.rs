@@ -231,37 +231,9 @@ impl PackedQueue {
         self.ring.load64(second_half(at), order)
     }
 
-    /// The descriptor at `at`, whose second half is `word`.
-    #[inline]
-    fn descriptor(&self, at: Position, word: u64) -> Descriptor {
-        Descriptor {
-            address: self.ring.load64(first_half(at), Ordering::Relaxed),
-            len: word as u32,
-            flags: flags(word),
-        }
-    }
-
     /// Walks the chain at `at`, whose second half is `word`, into `chains`; it may take up to `left` slots. Returns how
     /// many it takes, and the buffer id. None: no room left in this batch.
-    #[inline]
     fn walk<'m>(
-        &self,
-        memory: &'m GuestMemory,
-        access: Access,
-        (at, word): (Position, u64),
-        left: u16,
-        chains: &mut Chains<'m>,
-    ) -> Result<Option<(u16, u16)>, Fault> {
-        let first = self.descriptor(at, word);
-        if !first.has(NEXT | INDIRECT) && chains.room() > 0 {
-            chains.push_whole(first.buffer(memory, access)?);
-            return Ok(Some((1, id(word))));
-        }
-        self.walk_list(memory, access, (at, word), left, chains)
-    }
-
-    /// The same for a chain of several buffers.
-    fn walk_list<'m>(
         &self,
         memory: &'m GuestMemory,
         access: Access,
@@ -275,7 +247,7 @@ impl PackedQueue {
             if chains.room() == 0 && !batch_empty {
                 return Ok(None);
             }
-            let descriptor = self.descriptor(at, word);
+            let descriptor = descriptor(&self.ring, at, word);
             if descriptor.has(INDIRECT) {
                 if !self.negotiated.indirect {
                     return Err(Fault::IndirectNotNegotiated);
@@ -344,6 +316,16 @@ impl PackedQueue {
     }
 }
 
+/// The descriptor at `at`, whose second half is `word`.
+#[inline]
+fn descriptor(ring: &RingArea, at: Position, word: u64) -> Descriptor {
+    Descriptor {
+        address: ring.load64(first_half(at), Ordering::Relaxed),
+        len: word as u32,
+        flags: flags(word),
+    }
+}
+
 /// Walks an indirect table into `chains`. False: no room left in this batch.
 ///
 /// All flags in it but one are to be ignored (§2.8.7).
@@ -396,10 +378,30 @@ impl Virtqueue for PackedQueue {
         chains.clear();
         self.heads.clear();
         self.access = access;
+        let max = max.min(BATCH).min(self.size.into());
         let mut at = self.next;
-        let mut left = self.size;
+        let (ring, heads) = (&self.ring, &mut self.heads);
+        chains.extend_plain(std::iter::from_fn(|| {
+            if heads.len() == max {
+                return None;
+            }
+            let word = ring.load64(second_half(at), Ordering::Acquire);
+            if !at.is_available(flags(word)) {
+                return None;
+            }
+            let buffer = descriptor(ring, at, word).plain(memory, access)?;
+            buffer.prefetch(0);
+            heads.push(Head {
+                at,
+                word,
+                id: id(word),
+            });
+            at = at.forward(1, self.size);
+            Some(buffer)
+        }));
+        let mut left = self.size - heads.len() as u16;
         let mut fault = None;
-        while self.heads.len() < max.min(BATCH) && left > 0 {
+        while self.heads.len() < max && left > 0 {
             // Acquire: the rest of the chain, and what it names, is visible with the flags.
             let word = self.word(at, Ordering::Acquire);
             if !at.is_available(flags(word)) {
@@ -407,9 +409,6 @@ impl Virtqueue for PackedQueue {
             }
             match self.walk(memory, access, (at, word), left, chains) {
                 Ok(Some((slots, id))) => {
-                    if access == Access::Read {
-                        chains.get(self.heads.len()).0[0].prefetch(0);
-                    }
                     self.heads.push(Head { at, word, id });
                     at = at.forward(slots, self.size);
                     left -= slots;
@@ -436,7 +435,7 @@ impl Virtqueue for PackedQueue {
     }
 
     #[inline]
-    fn complete(&mut self, written: &ArrayVec<u32, BATCH>) {
+    fn complete(&mut self, written: &[u32]) {
         let count = written.len();
         assert!(count <= self.heads.len(), "more chains completed than taken");
         let Some((first, rest)) = self.heads[..count].split_first() else {

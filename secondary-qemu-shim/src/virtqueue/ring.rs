@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
-
 use super::{
-    Access, BATCH, Chains, Fault, Negotiated, PackedInflight, PackedQueue, RingAddresses, SplitInflight,
-    SplitQueue, UsedLog, Virtqueue,
+    Access, Chains, Fault, Negotiated, PackedInflight, PackedQueue, RingAddresses, SplitInflight, SplitQueue,
+    UsedLog, Virtqueue,
 };
 use crate::guest_memory::{GuestMemory, SharedTable};
 
@@ -137,7 +135,7 @@ impl Virtqueue for Ring {
     }
 
     #[inline]
-    fn complete(&mut self, written: &ArrayVec<u32, BATCH>) {
+    fn complete(&mut self, written: &[u32]) {
         match self {
             Ring::Split(queue) => queue.complete(written),
             Ring::Packed(queue) => queue.complete(written),

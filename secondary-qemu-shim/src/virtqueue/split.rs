@@ -38,8 +38,9 @@ pub struct SplitQueue {
     used_ring: RingArea,
     log: Option<UsedLog>,
     inflight: Option<SplitInflight>,
-    /// Head descriptors of the last `take`, and what they were taken for.
-    heads: ArrayVec<u16, BATCH>,
+    /// Head descriptors of the last `take`, how many they are, and what they were taken for.
+    heads: [u16; BATCH],
+    taken: usize,
     access: Access,
 }
 
@@ -103,7 +104,8 @@ impl SplitQueue {
             used_ring,
             log: None,
             inflight: None,
-            heads: ArrayVec::new(),
+            heads: [0; BATCH],
+            taken: 0,
             access: Access::Read,
         })
     }
@@ -134,11 +136,6 @@ impl SplitQueue {
         self.inflight = old.inflight;
     }
 
-    #[inline]
-    fn mask(&self) -> u16 {
-        self.size - 1
-    }
-
     /// Chains that wait, read anew where fewer than `wanted` are known.
     #[inline]
     fn waiting(&mut self, wanted: u16) -> Result<u16, Fault> {
@@ -159,8 +156,27 @@ impl SplitQueue {
         Ok(ahead)
     }
 
-    /// Walks the chain at `head` into `chains`. False: no room left in this batch.
+    /// Reads the heads of the next `count` chains, and starts loading their descriptors. How many are in range, and what
+    /// is wrong with the one behind them.
     #[inline]
+    fn read_heads(&mut self, count: u16) -> (usize, Option<Fault>) {
+        let heads = &mut self.heads[..count.into()];
+        let slot = usize::from(self.next & (self.size - 1));
+        let before_wrap = heads.len().min(usize::from(self.size) - slot);
+        let (first, rest) = heads.split_at_mut(before_wrap);
+        self.available_ring.read_words(RING + 2 * slot, first);
+        self.available_ring.read_words(RING, rest);
+        for (index, &head) in self.heads[..count.into()].iter().enumerate() {
+            if head >= self.size {
+                let size = u32::from(self.size);
+                return (index, Some(Fault::DescriptorIndex { index: head, size }));
+            }
+            self.descriptors.prefetch(usize::from(head) * DESCRIPTOR);
+        }
+        (count.into(), None)
+    }
+
+    /// Walks the chain at `head` into `chains`. False: no room left in this batch.
     fn walk<'m>(
         &self,
         memory: &'m GuestMemory,
@@ -168,27 +184,10 @@ impl SplitQueue {
         head: u16,
         chains: &mut Chains<'m>,
     ) -> Result<bool, Fault> {
-        let table = Table::Queue(&self.descriptors);
-        let first = table.read(head);
-        if !first.0.has(NEXT | INDIRECT) && chains.room() > 0 {
-            chains.push_whole(first.0.buffer(memory, access)?);
-            return Ok(true);
-        }
-        self.walk_list(memory, access, table, first, chains)
-    }
-
-    /// The same for a chain of several buffers, whose first descriptor is `first`.
-    fn walk_list<'m>(
-        &self,
-        memory: &'m GuestMemory,
-        access: Access,
-        mut table: Table<'_, 'm>,
-        first: (Descriptor, u16),
-        chains: &mut Chains<'m>,
-    ) -> Result<bool, Fault> {
+        let mut table = Table::Queue(&self.descriptors);
         let mut size = u32::from(self.size);
         let mut steps = 1;
-        let (mut descriptor, mut next) = first;
+        let (mut descriptor, mut next) = table.read(head);
         let batch_empty = chains.is_empty();
         loop {
             if descriptor.has(INDIRECT) {
@@ -253,35 +252,22 @@ impl Virtqueue for SplitQueue {
         chains: &mut Chains<'m>,
     ) -> Result<(), Fault> {
         chains.clear();
-        self.heads.clear();
+        self.taken = 0;
         self.access = access;
         let max = max.min(BATCH) as u16;
         let count = self.waiting(max)?.min(max);
-        let mut fault = None;
-        for i in 0..count {
-            let slot = self.next.wrapping_add(i) & self.mask();
-            let head = self
-                .available_ring
-                .load(RING + 2 * usize::from(slot), Ordering::Relaxed);
-            if head >= self.size {
-                fault = Some(Fault::DescriptorIndex {
-                    index: head,
-                    size: u32::from(self.size),
-                });
-                break;
-            }
-            self.descriptors.prefetch(usize::from(head) * DESCRIPTOR);
-            self.heads.push(head);
-        }
-        let mut walked = 0;
-        while walked < self.heads.len() {
-            match self.walk(memory, access, self.heads[walked], chains) {
-                Ok(true) => {
-                    if access == Access::Read {
-                        chains.get(walked).0[0].prefetch(0);
-                    }
-                    walked += 1;
-                }
+        let (known, mut fault) = self.read_heads(count);
+        let heads = &self.heads[..known];
+        chains.extend_plain(heads.iter().map_while(|&head| {
+            let (descriptor, _) = parse(self.descriptors.read(usize::from(head) * DESCRIPTOR));
+            let buffer = descriptor.plain(memory, access)?;
+            buffer.prefetch(0);
+            Some(buffer)
+        }));
+        let mut walked = chains.len();
+        for &head in &heads[walked..] {
+            match self.walk(memory, access, head, chains) {
+                Ok(true) => walked += 1,
                 Ok(false) => {
                     chains.abandon();
                     fault = None;
@@ -294,9 +280,9 @@ impl Virtqueue for SplitQueue {
                 }
             }
         }
-        self.heads.truncate(walked);
+        self.taken = walked;
         if let Some(inflight) = &mut self.inflight {
-            inflight.begin(&self.heads);
+            inflight.begin(&self.heads[..walked]);
         }
         if walked > 0 {
             fault::point(Point::ChainsTaken);
@@ -309,20 +295,21 @@ impl Virtqueue for SplitQueue {
     }
 
     #[inline]
-    fn complete(&mut self, written: &ArrayVec<u32, BATCH>) {
+    fn complete(&mut self, written: &[u32]) {
         let count = written.len();
         if count == 0 {
             return;
         }
-        assert!(count <= self.heads.len(), "more chains completed than taken");
-        let start = usize::from(self.next & self.mask());
+        assert!(count <= self.taken, "more chains completed than taken");
+        self.taken = 0;
+        let heads = &self.heads[..count];
+        let start = usize::from(self.next & (self.size - 1));
         if self.negotiated.in_order && self.access == Access::Read {
             // The last one tells of all before it (§2.7.9). Not of what was written to each, so not where the device
             // writes.
-            self.write_used(start, &[element(self.heads[count - 1], 0)]);
+            self.write_used(start, &[element(heads[count - 1], 0)]);
         } else {
-            let elements: ArrayVec<_, BATCH> = self
-                .heads
+            let elements: ArrayVec<_, BATCH> = heads
                 .iter()
                 .zip(written)
                 .map(|(head, written)| element(*head, *written))
@@ -336,7 +323,7 @@ impl Virtqueue for SplitQueue {
         }
         self.next = self.next.wrapping_add(count as u16);
         if let Some(inflight) = &mut self.inflight {
-            inflight.submit(&self.heads[..count]);
+            inflight.submit(heads);
         }
         fault::point(Point::UsedWritten);
         // Release: whoever sees the index sees the elements, and the bytes they tell of.
@@ -344,9 +331,8 @@ impl Virtqueue for SplitQueue {
         fault::point(Point::UsedPublished);
         self.log_used(INDEX, 2);
         if let Some(inflight) = &mut self.inflight {
-            inflight.end(&self.heads[..count], self.next);
+            inflight.end(heads, self.next);
         }
-        self.heads.clear();
     }
 
     #[inline]

@@ -2,7 +2,6 @@ mod packed;
 
 use std::sync::Arc;
 
-use arrayvec::ArrayVec;
 use proptest::prelude::*;
 
 use super::testing::{Driver, INDIRECT, NEXT, Offer, dirty_log, dirty_pages};
@@ -65,7 +64,7 @@ fn take(
 }
 
 fn complete(queue: &mut impl Virtqueue, written: &[u32]) {
-    queue.complete(&written.iter().copied().collect::<ArrayVec<u32, BATCH>>());
+    queue.complete(written);
 }
 
 #[test]
