@@ -13,19 +13,24 @@ use crate::scenario::Effort;
 const LENGTHS: &[usize] = &[64, 512, 1500];
 const LENGTHS_QUICK: &[usize] = &[64, 1500];
 
-/// Where this switch's shims run, and whose cycles are counted. OVS has no shims: its PMD thread does all the work in
-/// either case.
+/// What is counted of this switch's work. OVS has no shims: its PMD thread does all the work in any case.
 #[derive(Debug, Clone, Copy)]
-enum Place {
-    /// On the switching CPU: the whole switch side has one core. All that its threads ran counts, for frames or in vain.
+enum Counted {
+    /// The whole switch side has one core: all that the threads of shim, switch and shim ran, for frames or in vain.
     OneCore,
-    /// With the guests: the PMD thread has its core to itself, and what it spent on bursts with frames in them counts.
-    SwitchAlone,
+    /// The switch's share of that: what its PMD thread spent on bursts with frames in them.
+    Share,
+    /// The same, but the shims are with the guests, and the PMD thread has its core and its caches to itself.
+    Alone,
 }
 
-const PLACES: [(Place, &str); 2] = [(Place::OneCore, "one core"), (Place::SwitchAlone, "switch alone")];
+const POINTS: [(Counted, &str); 3] = [
+    (Counted::OneCore, "one core"),
+    (Counted::Share, "the switch's share of it"),
+    (Counted::Alone, "switch alone"),
+];
 
-/// Takes a sample for each place and length, in that order.
+/// Takes a sample for each point and length, in that order.
 type Measure = fn(&[usize], &Effort) -> anyhow::Result<Vec<Sample>>;
 
 const PEERS: [(&str, Measure); 2] = [(OURS, ours), ("OVS-DPDK", ovs)];
@@ -33,10 +38,10 @@ const PEERS: [(&str, Measure); 2] = [(OURS, ours), ("OVS-DPDK", ovs)];
 pub fn run(effort: &Effort) -> anyhow::Result<Table> {
     let lengths = if effort.quick { LENGTHS_QUICK } else { LENGTHS };
     let mut rows = Vec::new();
-    for (_, place) in PLACES {
+    for (_, counted) in POINTS {
         for len in lengths {
             rows.extend(PEERS.map(|(peer, _)| Row {
-                point: format!("{len} B, {place}"),
+                point: format!("{len} B, {counted}"),
                 peer,
                 samples: Vec::new(),
             }));
@@ -53,7 +58,7 @@ pub fn run(effort: &Effort) -> anyhow::Result<Table> {
     }
     Ok(Table {
         scenario: "vm",
-        work: "frames go round between two virtio-user guests on one core; cycles of shim, switch and shim, or of the switch alone",
+        work: "frames go round between two virtio-user guests on one core; cycles of shim, switch and shim, or of the switch",
         unit: "Mpps",
         rows,
     })
@@ -63,27 +68,37 @@ fn ours(lengths: &[usize], effort: &Effort) -> anyhow::Result<Vec<Sample>> {
     let mut guests = Guests::start()?;
     let ours = Ours::start(&guests.sockets())?;
     guests.wait()?;
+    ours.pin_shims(SWITCHING_CPU)?;
+    let together = measure(&mut guests, &ours, lengths, effort)?;
+    ours.pin_shims(GUESTS_CPU)?;
+    let apart = measure(&mut guests, &ours, lengths, effort)?;
+    let samples = POINTS.map(|(counted, _)| match counted {
+        Counted::OneCore => together.iter().map(|[all, _]| *all).collect::<Vec<_>>(),
+        Counted::Share => together.iter().map(|[_, busy]| *busy).collect(),
+        Counted::Alone => apart.iter().map(|[_, busy]| *busy).collect(),
+    });
+    Ok(samples.concat())
+}
+
+/// For each length: with the cycles that all threads ran, and with those that the switch spent on frames.
+fn measure(
+    guests: &mut Guests,
+    ours: &Ours,
+    lengths: &[usize],
+    effort: &Effort,
+) -> anyhow::Result<Vec<[Sample; 2]>> {
     let mut samples = Vec::new();
-    for (place, _) in PLACES {
-        ours.pin_shims(match place {
-            Place::OneCore => SWITCHING_CPU,
-            Place::SwitchAlone => GUESTS_CPU,
-        })?;
-        let cycles = || match place {
-            Place::OneCore => ours.all_cycles(),
-            Place::SwitchAlone => Ok(ours.busy_cycles()),
-        };
-        for &len in lengths {
-            guests.circulate(len)?;
-            std::thread::sleep(effort.warm_up);
-            let (before, cycles_before) = (guests.seen()?, cycles()?);
-            std::thread::sleep(effort.measure);
-            let (after, cycles_after) = (guests.seen()?, cycles()?);
-            samples.push(Sample {
-                rate: mpps(before, after),
-                cycles: Some((cycles_after - cycles_before) / (after.frames - before.frames) as f64),
-            });
-        }
+    for &len in lengths {
+        guests.circulate(len)?;
+        std::thread::sleep(effort.warm_up);
+        let cycles = || -> anyhow::Result<[f64; 2]> { Ok([ours.all_cycles()?, ours.busy_cycles()]) };
+        let (before, cycles_before) = (guests.seen()?, cycles()?);
+        std::thread::sleep(effort.measure);
+        let (after, cycles_after) = (guests.seen()?, cycles()?);
+        samples.push([0, 1].map(|of| Sample {
+            rate: mpps(before, after),
+            cycles: Some((cycles_after[of] - cycles_before[of]) / (after.frames - before.frames) as f64),
+        }));
     }
     Ok(samples)
 }
@@ -101,7 +116,7 @@ fn ovs(lengths: &[usize], effort: &Effort) -> anyhow::Result<Vec<Sample>> {
         let rate = mpps(before, guests.seen()?);
         samples.push(Sample { rate, ..sample });
     }
-    Ok(samples.repeat(PLACES.len()))
+    Ok(samples.repeat(POINTS.len()))
 }
 
 fn mpps(before: Seen, after: Seen) -> f64 {
