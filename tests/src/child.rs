@@ -125,10 +125,12 @@ impl Drop for Child {
     }
 }
 
-/// Has process `pid` ended? One that is dead and not yet collected has.
+/// Has process `pid` ended, with all its threads? One that is dead and not yet collected has.
 pub fn is_dead(pid: i32) -> bool {
+    // A first thread that has ended is a zombie while others still hold the process's descriptors.
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
     match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(stat) => stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
+        Ok(stat) => threads <= 1 && stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('Z')),
         Err(_) => true,
     }
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use vm_harness::{Vm, guest};
 use vswitch_common::fault::{self, Point};
+use vswitch_tests::child::is_dead;
 use vswitch_tests::vm::{self, Failed, Monitor, Outcome};
 use vswitch_tests::{Bare, Switch, eventually};
 
@@ -187,7 +188,7 @@ fn shim_is_killed_ten_times_under_load() -> Outcome {
     let shim = vm::shim(&one);
     let start = Instant::now();
     one.kill()?;
-    eventually("its shim ends with it", || vswitch_tests::child::is_dead(shim));
+    eventually("its shim ends with it", || is_dead(shim));
     successor.attach(1, 1).unwrap();
     println!(
         "QEMU killed: its port attached again after {} ms",
