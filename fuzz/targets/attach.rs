@@ -139,6 +139,7 @@ impl Ports for Stub {
         &mut self,
         client: ClientId,
         hello: &Hello,
+        _: Option<usize>,
         send: &mut dyn FnMut(&Attached, &[BorrowedFd<'_>]) -> bool,
     ) -> Result<(), Refused> {
         assert!(

@@ -1,5 +1,9 @@
 //! CPU sets: masks and lists as EAL and Open vSwitch write them.
 
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::OnceLock;
+
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -28,20 +32,18 @@ pub fn parse_mask(text: &str) -> Result<Vec<usize>, String> {
 /// # Errors
 /// As [`parse_mask`].
 pub fn parse_list(text: &str) -> Result<Vec<usize>, String> {
-    let bad = || format!("'{text}' is not a list of CPUs such as 1,3-5");
+    let cpus = list(text).ok_or_else(|| format!("'{text}' is not a list of CPUs such as 1,3-5"))?;
+    check(cpus, text)
+}
+
+fn list(text: &str) -> Option<Vec<usize>> {
     let mut cpus = Vec::new();
     for part in text.split(',') {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let number = |s: &str| {
-            s.trim()
-                .parse::<usize>()
-                .ok()
-                .filter(|&n| n < 4096)
-                .ok_or_else(bad)
-        };
+        let number = |s: &str| s.trim().parse::<usize>().ok().filter(|&n| n < 4096);
         cpus.extend(number(first)?..=number(last)?);
     }
-    check(cpus, text)
+    Some(cpus)
 }
 
 fn check(mut cpus: Vec<usize>, text: &str) -> Result<Vec<usize>, String> {
@@ -61,7 +63,7 @@ fn check(mut cpus: Vec<usize>, text: &str) -> Result<Vec<usize>, String> {
 /// CPUs that this process may use.
 pub fn allowed() -> Vec<usize> {
     // The affinity of the whole process: taken once, before any thread was pinned.
-    static ALLOWED: std::sync::OnceLock<Vec<usize>> = std::sync::OnceLock::new();
+    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
     ALLOWED
         .get_or_init(|| match sched_getaffinity(Pid::from_raw(0)) {
             Ok(set) => (0..CpuSet::count())
@@ -74,12 +76,33 @@ pub fn allowed() -> Vec<usize> {
 
 /// The NUMA node of `cpu`; 0 where the kernel tells of none.
 pub fn node(cpu: usize) -> usize {
-    let entries = std::fs::read_dir(format!("/sys/devices/system/cpu/cpu{cpu}"));
-    let names = entries.into_iter().flatten().flatten().map(|e| e.file_name());
-    names
-        .filter_map(|name| name.to_str()?.strip_prefix("node")?.parse().ok())
-        .next()
-        .unwrap_or(0)
+    static NODES: OnceLock<HashMap<usize, usize>> = OnceLock::new();
+    let nodes = NODES.get_or_init(|| nodes(Path::new("/sys/devices/system/node")));
+    nodes.get(&cpu).copied().unwrap_or(0)
+}
+
+/// The node of each CPU, as the kernel lists them in `dir`.
+fn nodes(dir: &Path) -> HashMap<usize, usize> {
+    let mut nodes = HashMap::new();
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let number = name.to_str().and_then(|n| n.strip_prefix("node")?.parse().ok());
+        let cpus = std::fs::read_to_string(entry.path().join("cpulist"));
+        if let (Some(number), Some(cpus)) = (number, cpus.ok().and_then(|text| list(&text))) {
+            nodes.extend(cpus.into_iter().map(|cpu| (cpu, number)));
+        }
+    }
+    nodes
+}
+
+/// The NUMA node of the CPUs that process `pid` may use, if they are of one.
+pub fn node_of_process(pid: i32) -> Option<usize> {
+    let set = sched_getaffinity(Pid::from_raw(pid)).ok()?;
+    let mut nodes = (0..CpuSet::count())
+        .filter(|&cpu| set.is_set(cpu).unwrap_or(false))
+        .map(node);
+    let first = nodes.next()?;
+    nodes.all(|node| node == first).then_some(first)
 }
 
 /// Pins thread `tid` (0: the calling one) to `cpus`.
@@ -99,6 +122,27 @@ pub fn show(cpus: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nodes_as_the_kernel_lists_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, cpus) in [
+            ("node0", "0-1,4\n"),
+            ("node1", "2\n"),
+            ("node2", "\n"),
+            ("possible", "0-2\n"),
+        ] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::write(dir.path().join(name).join("cpulist"), cpus).unwrap();
+        }
+        assert_eq!(nodes(dir.path()), HashMap::from([(0, 0), (1, 0), (4, 0), (2, 1)]));
+        assert_eq!(nodes(&dir.path().join("none")), HashMap::new());
+        let own = node(allowed()[0]);
+        if allowed().iter().all(|&cpu| node(cpu) == own) {
+            assert_eq!(node_of_process(std::process::id() as i32), Some(own));
+        }
+        assert_eq!(node_of_process(i32::MAX), None);
+    }
 
     #[test]
     fn masks_and_lists() {

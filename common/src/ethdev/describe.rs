@@ -15,8 +15,6 @@ pub struct Info {
     pub bus: String,
     /// What the bus says of the device: `vendor_id=8086, device_id=1521`. Empty if nothing.
     pub bus_info: String,
-    /// NUMA node; `None` if it has none.
-    pub node: Option<u32>,
     pub max_rx_queues: u16,
     pub max_tx_queues: u16,
     pub max_mac_addresses: u32,
@@ -58,13 +56,10 @@ impl Ethdev {
                 text(sys::rte_dev_bus_info(info.device)),
             )
         };
-        // SAFETY: any port is a valid question.
-        let node = unsafe { sys::rte_eth_dev_socket_id(self.port) };
         Ok(Info {
             driver: driver(&info),
             bus,
             bus_info,
-            node: u32::try_from(node).ok(),
             max_rx_queues: info.max_rx_queues,
             max_tx_queues: info.max_tx_queues,
             max_mac_addresses: info.max_mac_addrs,
@@ -75,6 +70,12 @@ impl Ethdev {
             max_rx_packet: info.max_rx_pktlen,
             link_interrupt: has_flag(&info, sys::DPDK_SYS_LINK_INTERRUPT),
         })
+    }
+
+    /// Its NUMA node; `None` if it has none.
+    pub fn node(&self) -> Option<usize> {
+        // SAFETY: any port is a valid question.
+        usize::try_from(unsafe { sys::rte_eth_dev_socket_id(self.port) }).ok()
     }
 
     pub(super) fn raw_info(&self) -> Result<sys::rte_eth_dev_info, EthdevError> {

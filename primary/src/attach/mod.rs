@@ -39,7 +39,8 @@ pub trait Ports {
     /// Why not.
     fn check(&mut self, hello: &Hello) -> Result<Admission, Refused>;
 
-    /// The client's EAL is up: hands its rings over, by sending the answer with descriptors through `send`.
+    /// The client's EAL is up, on CPUs of NUMA node `node` if they are of one: hands its rings over, by sending the answer with
+    /// descriptors through `send`.
     ///
     /// # Errors
     /// The port went away meanwhile, or there is no memory.
@@ -47,6 +48,7 @@ pub trait Ports {
         &mut self,
         client: ClientId,
         hello: &Hello,
+        node: Option<usize>,
         send: &mut dyn FnMut(&Attached, &[BorrowedFd<'_>]) -> bool,
     ) -> Result<(), Refused>;
 

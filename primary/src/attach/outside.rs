@@ -14,6 +14,7 @@ use nix::sys::socket::{
 use nix::sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat};
 
 use super::process::Process;
+use crate::cpus;
 
 /// The outside of the attach server. Nothing here blocks.
 pub trait Outside {
@@ -46,6 +47,9 @@ pub trait Outside {
 
     /// Its number, for logs.
     fn pid(&self, process: &Self::Process) -> i32;
+
+    /// The NUMA node of the CPUs that it is kept on, if they are of one.
+    fn node(&self, process: &Self::Process) -> Option<usize>;
 
     /// Has it ended?
     fn is_dead(&self, process: &Self::Process) -> bool;
@@ -139,6 +143,10 @@ impl Outside for Unix {
 
     fn pid(&self, process: &Process) -> i32 {
         process.pid()
+    }
+
+    fn node(&self, process: &Process) -> Option<usize> {
+        cpus::node_of_process(process.pid())
     }
 
     fn is_dead(&self, process: &Process) -> bool {

@@ -310,7 +310,8 @@ impl<O: Outside> Server<O> {
             return;
         };
         let (outside, socket) = (&mut self.outside, &connection.socket);
-        let result = ports.attach(id, hello, &mut |answer, fds| {
+        let node = connection.process.as_ref().and_then(|p| outside.node(p));
+        let result = ports.attach(id, hello, node, &mut |answer, fds| {
             outside.send(socket, answer.as_bytes(), fds)
         });
         if let Err(refused) = result {

@@ -149,6 +149,10 @@ impl Outside for World {
         process as i32
     }
 
+    fn node(&self, _: &usize) -> Option<usize> {
+        None
+    }
+
     fn is_dead(&self, &process: &usize) -> bool {
         !self.clients[process].alive
     }
@@ -192,6 +196,7 @@ impl Ports for Table {
         &mut self,
         client: ClientId,
         hello: &Hello,
+        _: Option<usize>,
         send: &mut dyn FnMut(&Attached, &[BorrowedFd<'_>]) -> bool,
     ) -> Result<(), Refused> {
         self.exists(hello.port)?;

@@ -1,8 +1,9 @@
 //! Deals receive queues out to PMD threads, by the rules of Open vSwitch's `sched_numa_list_schedule`.
 //!
-//! NUMA nodes are not told apart.
+//! A queue goes to a thread on its own NUMA node. Where there is none that takes it, all nodes' threads share such queues.
 
 use std::cmp::Reverse;
+use std::collections::BTreeMap;
 
 use super::settings::{Algorithm, Policy};
 use crate::datapath::snapshot::RxQueue;
@@ -13,8 +14,18 @@ pub struct Demand {
     pub queue: RxQueue,
     /// The CPU whose thread is to have it.
     pub pinned: Option<usize>,
+    /// Where the device, or the client, is.
+    pub node: Option<usize>,
     /// Ticks that it cost in the last minute; 0: idle or new.
     pub busy: u64,
+}
+
+/// Where a thread runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// `None`: on any CPU.
+    pub cpu: Option<usize>,
+    pub node: Option<usize>,
 }
 
 /// What a thread polls.
@@ -38,10 +49,10 @@ pub struct Assignment {
     pub unpolled: Vec<RxQueue>,
 }
 
-/// Deals `demands` out to the threads that run on `cpus` (`None`: on any). The same demands always give the same.
-pub fn assign(cpus: &[Option<usize>], demands: &[Demand], policy: Policy) -> Assignment {
+/// Deals `demands` out to the threads at `places`. The same demands always give the same.
+pub fn assign(places: &[Place], demands: &[Demand], policy: Policy) -> Assignment {
     let mut assignment = Assignment {
-        shares: vec![Share::default(); cpus.len()],
+        shares: vec![Share::default(); places.len()],
         ..Assignment::default()
     };
     let mut floating: Vec<Demand> = Vec::with_capacity(demands.len());
@@ -50,7 +61,7 @@ pub fn assign(cpus: &[Option<usize>], demands: &[Demand], policy: Policy) -> Ass
             floating.push(*demand);
             continue;
         };
-        match cpus.iter().position(|&c| c == Some(cpu)) {
+        match places.iter().position(|place| place.cpu == Some(cpu)) {
             Some(thread) => {
                 let share = &mut assignment.shares[thread];
                 share.take(demand);
@@ -69,11 +80,28 @@ pub fn assign(cpus: &[Option<usize>], demands: &[Demand], policy: Policy) -> Ass
         };
         (Reverse(heaviest_first), d.queue)
     });
-    let open: Vec<usize> = (0..cpus.len())
-        .filter(|&thread| !assignment.shares[thread].isolated)
+    let open = |wanted: Option<usize>| -> Vec<usize> {
+        (0..places.len())
+            .filter(|&thread| !assignment.shares[thread].isolated)
+            .filter(|&thread| wanted.is_none() || places[thread].node == wanted)
+            .collect()
+    };
+    // The threads for a node's queues, and how many of them have had theirs; those of no node, for all others.
+    let mut sides: BTreeMap<Option<usize>, (Vec<usize>, usize)> = places
+        .iter()
+        .map(|place| place.node)
+        .chain([None])
+        .map(|node| (node, (open(node), 0)))
         .collect();
-    for (turn, demand) in floating.iter().enumerate() {
+    for demand in &floating {
         let shares = &mut assignment.shares;
+        let has_open = |node: &usize| sides.get(&Some(*node)).is_some_and(|(open, _)| !open.is_empty());
+        let side = demand.node.filter(has_open);
+        let Some((open, turns)) = sides.get_mut(&side) else {
+            continue;
+        };
+        let turn = *turns;
+        *turns += 1;
         let thread = match policy.algorithm {
             _ if open.is_empty() => None,
             Algorithm::RoundRobin => open.get(turn % open.len()),
@@ -108,7 +136,14 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::BTreeSet;
 
-    const CPUS: [Option<usize>; 3] = [Some(3), Some(7), Some(8)];
+    const fn place(cpu: usize, node: usize) -> Place {
+        Place {
+            cpu: Some(cpu),
+            node: Some(node),
+        }
+    }
+
+    const CPUS: [Place; 3] = [place(3, 0), place(7, 0), place(8, 0)];
 
     fn queue(port: u16, queue: u16) -> RxQueue {
         RxQueue { port, queue }
@@ -119,6 +154,7 @@ mod tests {
         let demand = |(n, &busy): (usize, &u64)| Demand {
             queue: queue(0, n as u16),
             pinned: None,
+            node: Some(0),
             busy,
         };
         busy.iter().enumerate().map(demand).collect()
@@ -191,29 +227,53 @@ mod tests {
         let nowhere = assign(&CPUS[..1], &wanted, policy(Algorithm::Cycles));
         assert_eq!(nowhere.unpolled, [queue(0, 1)]);
         // A thread without a CPU of its own is nobody's to be pinned to.
+        let anywhere = Place {
+            cpu: None,
+            node: None,
+        };
         assert_eq!(
-            assign(&[None], &wanted, policy(Algorithm::Cycles)).misplaced,
+            assign(&[anywhere], &wanted, policy(Algorithm::Cycles)).misplaced,
             [(queue(0, 0), 3)]
         );
+    }
+
+    #[test]
+    fn queues_stay_on_their_node() {
+        let places = [place(0, 0), place(1, 0), place(8, 1), place(9, 1)];
+        let mut wanted = demands(&[50, 40, 30, 20, 10, 5]);
+        for (n, demand) in wanted.iter_mut().enumerate() {
+            demand.node = [Some(1), Some(0), Some(1), None, Some(7), Some(1)][n];
+        }
+        let of = |wanted: &[Demand]| numbers(&assign(&places, wanted, policy(Algorithm::Cycles)));
+        // Those of no node, and of one without a thread, go there and back over all threads.
+        assert_eq!(of(&wanted), [vec![1, 3], vec![4], vec![0], vec![2, 5]]);
+        // A node whose threads take no others is as one without threads.
+        for (n, cpu) in [(0, 8), (2, 9)] {
+            wanted[n].pinned = Some(cpu);
+        }
+        assert_eq!(of(&wanted), [[1, 3].to_vec(), vec![4, 5], vec![0], vec![2]]);
     }
 
     proptest! {
         #[test]
         fn no_queue_is_lost_or_doubled_and_pins_hold(
             threads in 0usize..5,
-            queues in prop::collection::vec((0u16..6, 0u16..4, prop::option::of(0usize..6), 0u64..4), 0..24),
+            queues in prop::collection::vec(
+                (0u16..6, 0u16..4, prop::option::of(0usize..6), prop::option::of(0usize..3), 0u64..4),
+                0..24,
+            ),
             algorithm in prop::sample::select(vec![Algorithm::Cycles, Algorithm::RoundRobin, Algorithm::Group]),
             isolate: bool,
         ) {
-            let cpus: Vec<Option<usize>> = (0..threads).map(Some).collect();
+            let places: Vec<Place> = (0..threads).map(|cpu| place(cpu, cpu % 2)).collect();
             let mut seen = BTreeSet::new();
             let wanted: Vec<Demand> = queues
                 .iter()
-                .map(|&(port, number, pinned, busy)| Demand { queue: queue(port, number), pinned, busy })
+                .map(|&(port, number, pinned, node, busy)| Demand { queue: queue(port, number), pinned, node, busy })
                 .filter(|d| seen.insert(d.queue))
                 .collect();
             let policy = Policy { algorithm, isolate };
-            let found = assign(&cpus, &wanted, policy);
+            let found = assign(&places, &wanted, policy);
             let mut all: Vec<RxQueue> = found.shares.iter().flat_map(|s| s.queues.clone()).collect();
             all.extend(&found.unpolled);
             all.sort();
@@ -232,11 +292,20 @@ mod tests {
                     let misplaced = found.misplaced.contains(&(demand.queue, cpu));
                     prop_assert_eq!(misplaced, cpu >= threads);
                     prop_assert!(misplaced || at == Some(cpu));
+                    if !misplaced {
+                        continue;
+                    }
+                }
+                let open = |place: &Place| {
+                    place.node == demand.node && place.cpu.is_some_and(|cpu| !found.shares[cpu].isolated)
+                };
+                if places.iter().any(open) {
+                    prop_assert_eq!(at.map(|at| places[at].node), Some(demand.node));
                 }
             }
             // In whatever order they are named.
             let backwards: Vec<Demand> = wanted.iter().rev().copied().collect();
-            let again = assign(&cpus, &backwards, policy);
+            let again = assign(&places, &backwards, policy);
             let sets = |a: &Assignment| -> Vec<BTreeSet<RxQueue>> {
                 a.shares.iter().map(|s| s.queues.iter().copied().collect()).collect()
             };

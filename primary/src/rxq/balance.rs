@@ -58,7 +58,7 @@ fn variance(assignment: &Assignment, usage: &Usage) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::assign::{Demand, assign};
+    use super::super::assign::{Demand, Place, assign};
     use super::super::usage::tests::thread;
     use super::*;
     use crate::datapath::snapshot::RxQueue;
@@ -89,9 +89,11 @@ mod tests {
             let demand = |&queue: &RxQueue| Demand {
                 queue,
                 pinned: (pinned == Some(queue.queue)).then_some(0),
+                node: None,
                 busy: usage.queue(queue, INTERVALS),
             };
-            assign(&CPUS, &queues.iter().map(demand).collect::<Vec<_>>(), policy)
+            let places = CPUS.map(|cpu| Place { cpu, node: None });
+            assign(&places, &queues.iter().map(demand).collect::<Vec<_>>(), policy)
         };
         let mut usage = Usage::default();
         usage.follow_queues(&queues);

@@ -105,6 +105,7 @@ impl Ports for Switch {
         &mut self,
         client: ClientId,
         hello: &Hello,
+        node: Option<usize>,
         send: &mut dyn FnMut(&Attached, &[BorrowedFd<'_>]) -> bool,
     ) -> Result<(), Refused> {
         // EAL made an IPC socket for it, which nobody shall wait on.
@@ -174,6 +175,7 @@ impl Ports for Switch {
                 client,
                 index,
                 session,
+                node,
                 offences_before: offences(&self.parts.segment, index),
                 named_at: 1,
             },

@@ -108,6 +108,8 @@ pub struct Claim {
     /// The datapath index it was attached under; stays taken until the release.
     pub index: PortIndex,
     pub session: Arc<Session>,
+    /// The NUMA node that its process is kept on.
+    pub node: Option<usize>,
     /// Wrong ring entries that the port's earlier clients had handed in.
     pub offences_before: u64,
     /// With so many of its own it is named in the log once more.

@@ -5,9 +5,10 @@ use std::time::Instant;
 
 use vswitch_control::config::SwitchConfig;
 
-use super::Switch;
+use super::{Backend, PortState, Switch};
+use crate::cpus;
 use crate::datapath::snapshot::{Assigned, RxQueue, Snapshot};
-use crate::rxq::assign::{Assignment, Demand, assign};
+use crate::rxq::assign::{Assignment, Demand, Place, assign};
 use crate::rxq::balance::AutoBalance;
 use crate::rxq::settings::{self, Policy};
 use crate::rxq::usage::{INTERVAL, INTERVALS, Usage};
@@ -47,20 +48,28 @@ impl Default for Queues {
 #[derive(Debug, PartialEq, Eq)]
 struct Wanted {
     policy: Policy,
-    cpus: Vec<Option<usize>>,
-    /// With the CPU that each is pinned to.
-    queues: Vec<(RxQueue, Option<usize>)>,
+    places: Vec<Place>,
+    queues: Vec<Polled>,
+}
+
+/// A queue, the CPU that it is pinned to, and its NUMA node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Polled {
+    queue: RxQueue,
+    pinned: Option<usize>,
+    node: Option<usize>,
 }
 
 impl Queues {
     fn assign(&self, wanted: &Wanted) -> Assignment {
-        let demand = |&(queue, pinned): &(RxQueue, Option<usize>)| Demand {
+        let demand = |&Polled { queue, pinned, node }: &Polled| Demand {
             queue,
             pinned,
+            node,
             busy: self.usage.queue(queue, INTERVALS),
         };
         let demands: Vec<Demand> = wanted.queues.iter().map(demand).collect();
-        assign(&wanted.cpus, &demands, wanted.policy)
+        assign(&wanted.places, &demands, wanted.policy)
     }
 
     fn polled(&self) -> Vec<Vec<Assigned>> {
@@ -98,34 +107,50 @@ impl Switch {
     /// Says in `snapshot` which thread polls what. Queues stay where they are while there is no need to move them.
     pub(super) fn assign_queues(&mut self, snapshot: &mut Snapshot) {
         let ports = snapshot.ports.iter().flatten();
-        let queues: Vec<(RxQueue, Option<usize>)> = ports
+        let queues: Vec<Polled> = ports
             .flat_map(|port| {
                 let state = self.ports.values().find(|p| p.index() == Some(port.index));
-                (0..port.rx_queues() as u16).map(move |number| {
-                    let queue = RxQueue {
+                let node = state.and_then(|state| self.node_of(state));
+                (0..port.rx_queues() as u16).map(move |number| Polled {
+                    queue: RxQueue {
                         port: port.index,
                         queue: number,
-                    };
-                    (queue, state.and_then(|s| s.affinity.get(&number)).copied())
+                    },
+                    pinned: state.and_then(|s| s.affinity.get(&number)).copied(),
+                    node,
                 })
             })
             .collect();
+        let cpus = self.parts.pmds.cpus();
+        let place = |&cpu: &Option<usize>| Place {
+            cpu,
+            node: cpu.map(cpus::node),
+        };
         let wanted = Wanted {
             policy: self.queues.policy,
-            cpus: self.parts.pmds.cpus(),
+            places: cpus.iter().map(place).collect(),
             queues,
         };
-        let numbers: Vec<RxQueue> = wanted.queues.iter().map(|(queue, _)| *queue).collect();
+        let numbers: Vec<RxQueue> = wanted.queues.iter().map(|polled| polled.queue).collect();
         let pmds = &self.parts.pmds;
         let queues = &mut self.queues;
         queues.usage.follow_queues(&numbers);
-        queues.usage.follow_threads(&wanted.cpus, |n| pmds.counters(n));
+        queues.usage.follow_threads(&cpus, |n| pmds.counters(n));
         if queues.wanted.as_ref() != Some(&wanted) {
             queues.assignment = queues.assign(&wanted);
             queues.wanted = Some(wanted);
             self.describe_assignment();
         }
         snapshot.polled = self.queues.polled();
+    }
+
+    /// The NUMA node that the frames of a port come from: that of the device, or of the client's CPUs.
+    fn node_of(&self, port: &PortState) -> Option<usize> {
+        match &port.backend {
+            Backend::Client { port, .. } => self.clients.claims.get(port)?.node,
+            Backend::Ethdev { io, .. } => io.device.node(),
+            Backend::Kernel { .. } | Backend::Local(_) | Backend::Failed(_) => None,
+        }
     }
 
     /// Deals all queues out anew, by what they cost now.

@@ -185,7 +185,7 @@ fn device_status(device: &Ethdev) -> BTreeMap<String, String> {
                 .into(),
             ),
         ]);
-        status.extend(info.node.map(|node| ("numa_id", node.to_string())));
+        status.extend(device.node().map(|node| ("numa_id", node.to_string())));
     }
     status.extend(
         pci::address(device.device())
