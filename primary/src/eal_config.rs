@@ -103,7 +103,10 @@ impl EalConfig {
 
         let asked = socket_mem.as_deref().map(total).transpose()?;
         let memory_mb = memory::amount(pages, asked)?;
-        let per_node = socket_mem.unwrap_or_else(|| memory_mb.to_string());
+        let per_node = socket_mem.unwrap_or_else(|| {
+            let (node, _) = memory::roomiest_node(pages);
+            format!("{}{memory_mb}", "0,".repeat(node))
+        });
         let all = cpu_list.clone().unwrap_or_else(cpus::allowed);
         let control = match &wishes.lcore_mask {
             Some(mask) => cpus::parse_mask(mask).map_err(|e| format!("other_config:dpdk-lcore-mask: {e}"))?,
@@ -203,6 +206,10 @@ mod tests {
     use super::*;
 
     fn config(arguments: &str, extra: &str) -> Result<EalConfig, String> {
+        on_nodes(arguments, extra, vec![1024])
+    }
+
+    fn on_nodes(arguments: &str, extra: &str, free_by_node: Vec<u64>) -> Result<EalConfig, String> {
         let wishes = Wishes {
             arguments: arguments.split_whitespace().map(str::to_owned).collect(),
             extra: Some(extra.to_owned()),
@@ -212,9 +219,22 @@ mod tests {
             size: 2 << 20,
             total: 1024,
             free: 1024,
+            free_by_node,
             mount: Some("/dev/hugepages".into()),
         }];
         EalConfig::new(&wishes, Path::new("/run/dpdk-vswitchd"), &pages)
+    }
+
+    #[test]
+    fn memory_comes_from_the_node_that_has_it() {
+        let memory = |arguments, nodes| {
+            let all = on_nodes(arguments, "", nodes).unwrap().arguments;
+            all.iter()
+                .find_map(|a| a.strip_prefix("--socket-mem=").map(str::to_owned))
+        };
+        assert_eq!(memory("", vec![24, 1000]).as_deref(), Some("0,512"));
+        assert_eq!(memory("", vec![512, 512]).as_deref(), Some("512"));
+        assert_eq!(memory("-m 100", vec![24, 1000]).as_deref(), Some("100"));
     }
 
     #[test]

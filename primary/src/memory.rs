@@ -1,5 +1,6 @@
 //! Hugepages: how many there are, how much the switch takes, and what to say when there are none.
 
+use std::cmp::Reverse;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ pub struct Hugepages {
     /// All that are reserved, whoever uses them.
     pub total: u64,
     pub free: u64,
+    /// Free ones by NUMA node; empty where the kernel tells of no nodes.
+    pub free_by_node: Vec<u64>,
     /// Where a hugetlbfs of that size is mounted that this process may write to.
     pub mount: Option<PathBuf>,
 }
@@ -47,12 +50,31 @@ pub fn hugepages() -> Vec<Hugepages> {
                 size: kb << 10,
                 total: count("nr_hugepages")?,
                 free: count("free_hugepages")?,
+                free_by_node: free_by_node(Path::new("/sys/devices/system/node"), kb),
                 mount: mount_points(&mounts, Some(kb << 10)).find(|m| may_write(m)),
             })
         })
         .collect();
     pages.sort_by_key(|p| p.size);
     pages
+}
+
+/// Free hugepages of `kb` KiB on node 0, 1, ..., as the kernel lists them in `dir`.
+fn free_by_node(dir: &Path, kb: u64) -> Vec<u64> {
+    let mut free = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let node: Option<usize> = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("node")?.parse().ok());
+        let file = format!("hugepages/hugepages-{kb}kB/free_hugepages");
+        let count = fs::read_to_string(entry.path().join(file));
+        if let (Some(node), Some(count)) = (node, count.ok().and_then(|text| text.trim().parse().ok())) {
+            free.resize(free.len().max(node + 1), 0);
+            free[node] = count;
+        }
+    }
+    free
 }
 
 fn may_write(dir: &Path) -> bool {
@@ -77,16 +99,33 @@ fn mount_points(mounts: &str, size: Option<u64>) -> impl Iterator<Item = PathBuf
     })
 }
 
-/// MiB of hugepages to take: `asked` as the user says, else the default or what there is.
+/// The NUMA node to take memory from where the user names none, and the MiB it has: the first that has enough, or else the most.
+pub fn roomiest_node(pages: &[Hugepages]) -> (usize, u64) {
+    let nodes = pages.iter().map(|p| p.free_by_node.len()).max().unwrap_or(0);
+    let usable = |node: usize| -> u64 {
+        let of = |p: &Hugepages| p.free_by_node.get(node).map_or(0, |free| (free * p.size) >> 20);
+        pages.iter().filter(|p| p.mount.is_some()).map(of).sum()
+    };
+    (0..nodes)
+        .map(|node| (node, usable(node)))
+        .min_by_key(|&(_, mb)| Reverse(mb.min(DEFAULT_MB)))
+        .unwrap_or((0, usable_mb(pages)))
+}
+
+fn usable_mb(pages: &[Hugepages]) -> u64 {
+    let usable = pages.iter().filter(|p| p.mount.is_some());
+    usable.map(|p| (p.free * p.size) >> 20).sum()
+}
+
+/// MiB of hugepages to take: `asked` as the user says, else the default or what there is on one node.
 ///
 /// # Errors
 /// There are too few, or no hugetlbfs is mounted: what to do about it.
 pub fn amount(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
-    let usable: u64 = pages
-        .iter()
-        .filter(|p| p.mount.is_some())
-        .map(|p| (p.free * p.size) >> 20)
-        .sum();
+    let usable = match asked {
+        Some(_) => usable_mb(pages),
+        None => roomiest_node(pages).1,
+    };
     let unmounted: u64 = pages
         .iter()
         .filter(|p| p.mount.is_none())
@@ -173,6 +212,7 @@ mod tests {
             size: 2 << 20,
             total: free,
             free,
+            free_by_node: Vec::new(),
             mount: mounted.then(|| "/dev/hugepages".into()),
         }]
     }
@@ -182,6 +222,35 @@ mod tests {
         assert_eq!(amount(&pages(1024, true), None), Ok(512));
         assert_eq!(amount(&pages(100, true), None), Ok(200));
         assert_eq!(amount(&pages(1024, true), Some(1500)), Ok(1500));
+    }
+
+    /// EAL is asked for memory node by node: what all of them have together is no use.
+    #[test]
+    fn takes_memory_from_one_node() {
+        let mut two = pages(300, true);
+        two[0].free_by_node = vec![100, 200];
+        assert_eq!(roomiest_node(&two), (1, 400));
+        assert_eq!(amount(&two, None), Ok(400));
+        two[0].free_by_node = vec![300, 500];
+        assert_eq!(roomiest_node(&two), (0, 600));
+        assert_eq!(amount(&two, None), Ok(512));
+        two[0].free_by_node = vec![10, 10];
+        assert!(amount(&two, None).is_err());
+        two[0].mount = None;
+        two[0].free_by_node = vec![500, 500];
+        assert_eq!(roomiest_node(&two).1, 0);
+    }
+
+    #[test]
+    fn free_pages_as_the_kernel_lists_them() {
+        let dir = tempfile::tempdir().unwrap();
+        for (node, free) in [("node0", "3\n"), ("node2", "5\n")] {
+            let pages = dir.path().join(node).join("hugepages/hugepages-2048kB");
+            fs::create_dir_all(&pages).unwrap();
+            fs::write(pages.join("free_hugepages"), free).unwrap();
+        }
+        assert_eq!(free_by_node(dir.path(), 2048), [3, 0, 5]);
+        assert!(free_by_node(dir.path(), 1 << 20).is_empty());
     }
 
     #[test]

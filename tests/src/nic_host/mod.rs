@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use vm_harness::{Image, Vm};
+use vm_harness::{Image, Vm, VmBuilder};
 
 use crate::vm;
 pub use wire::Wire;
@@ -29,6 +29,7 @@ pub const NICS: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
 /// Their own MAC addresses: the kernel gives them 10.0.0.16 and 10.0.0.17, by the last byte.
 pub const MACS: [[u8; 6]; 2] = [[0x52, 0x54, 0, 0, 0, 16], [0x52, 0x54, 0, 0, 0, 17]];
 
+const MEMORY_MIB: u32 = 1024;
 /// A boot, translated, with 60 MB to unpack, on a machine that has other work as well.
 const BOOT: Duration = Duration::from_secs(120);
 /// A command in the machine that starts or ends a switch.
@@ -49,30 +50,55 @@ impl NicHost {
     /// If QEMU, the image or a program are missing, or it does not come up.
     #[must_use]
     pub fn boot() -> NicHost {
-        let directory = image();
-        let wires = [0, 1].map(|n| Wire::new(directory.path(), n));
-        let mut builder = vm_harness::Vm::builder("nic-host")
-            .qemu(&vm::qemu())
-            .image(&Image::at(directory.path()))
-            .accel(vm::accel())
+        Self::boot_with(|mut builder, wires| {
             // With two, QEMU 10.0 now and then fails an assertion on its memory map (iotlb_to_section).
-            .cpus(1)
-            .memory_mib(1024)
-            .args([
+            builder = builder.cpus(1).args([
                 "-M",
                 "q35,kernel-irqchip=split",
                 "-device",
                 "intel-iommu,intremap=on",
             ]);
-        for (n, wire) in wires.iter().enumerate() {
-            builder = builder.args(wire.netdev()).args([
-                "-device".to_owned(),
-                // A port of its own for each, so that it can be pulled out.
-                format!("pcie-root-port,id=slot{n},chassis={n},addr={:#x}", 2 + n),
-                "-device".to_owned(),
-                nic(n),
-            ]);
-        }
+            for (n, wire) in wires.iter().enumerate() {
+                builder = builder.args(wire.netdev()).args([
+                    "-device".to_owned(),
+                    // A port of its own for each, so that it can be pulled out.
+                    format!("pcie-root-port,id=slot{n},chassis={n},addr={:#x}", 2 + n),
+                    "-device".to_owned(),
+                    nic(n),
+                ]);
+            }
+            builder
+        })
+    }
+
+    /// Boots it without NICs, but with two CPUs, each of them a NUMA node with memory of its own.
+    ///
+    /// # Panics
+    /// As [`NicHost::boot`].
+    #[must_use]
+    pub fn boot_with_nodes() -> NicHost {
+        Self::boot_with(|builder, _| {
+            let node = |n| {
+                [
+                    "-object".to_owned(),
+                    format!("memory-backend-ram,id=node{n},size={}M", MEMORY_MIB / 2),
+                    "-numa".to_owned(),
+                    format!("node,nodeid={n},cpus={n},memdev=node{n}"),
+                ]
+            };
+            builder.cpus(2).args(node(0)).args(node(1))
+        })
+    }
+
+    fn boot_with(devices: impl FnOnce(VmBuilder, &[Wire; 2]) -> VmBuilder) -> NicHost {
+        let directory = image();
+        let wires = [0, 1].map(|n| Wire::new(directory.path(), n));
+        let builder = vm_harness::Vm::builder("nic-host")
+            .qemu(&vm::qemu())
+            .image(&Image::at(directory.path()))
+            .accel(vm::accel())
+            .memory_mib(MEMORY_MIB);
+        let builder = devices(builder, &wires);
         let mut vm = builder.spawn().unwrap_or_else(|e| panic!("{e}"));
         let time = vm.wait_boot(BOOT).unwrap_or_else(|e| panic!("{e}"));
         println!("nic-host: prompt after {:.1} s", time.as_secs_f64());
