@@ -1,4 +1,4 @@
-//! Two guests that time the frames between them: the program `bench-guest`, which polls both.
+//! Two guests that time the frames between them, or pass large ones: the program `bench-guest`, which polls both.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -31,9 +31,25 @@ pub struct Timed {
     pub lost: f64,
 }
 
+/// What some time of large frames came to.
+#[derive(Debug, Clone, Copy)]
+pub struct Passed {
+    pub frames: u64,
+    pub gbit_per_second: f64,
+}
+
 impl TimingGuests {
     /// Starts it. It listens at its sockets one after the other, when a backend has come to the one before.
     pub fn start() -> anyhow::Result<TimingGuests> {
+        TimingGuests::start_with(&[])
+    }
+
+    /// Starts it for [`TimingGuests::large`] as well: the backends must offer segmentation offload.
+    pub fn start_large() -> anyhow::Result<TimingGuests> {
+        TimingGuests::start_with(&["--large"])
+    }
+
+    fn start_with(options: &[&str]) -> anyhow::Result<TimingGuests> {
         let program = std::env::current_exe()?.with_file_name("bench-guest");
         if !program.exists() {
             bail!(
@@ -46,6 +62,7 @@ impl TimingGuests {
         let mut command = Command::new(program);
         command
             .arg(format!("--cpu={GUESTS_CPU}"))
+            .args(options)
             .args(sockets(dir.path()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -87,6 +104,19 @@ impl TimingGuests {
     pub fn most(&mut self, time: Duration) -> anyhow::Result<f64> {
         let answer = self.ask(&format!("most {}", time.as_millis()))?;
         answer.parse().with_context(|| answer.clone())
+    }
+
+    /// TCP frames of 64 KB for `time`, one way, as many as pass: it is an error if one is lost or cut.
+    pub fn large(&mut self, time: Duration) -> anyhow::Result<Passed> {
+        let answer = self.ask(&format!("large {}", time.as_millis()))?;
+        let numbers: Vec<u64> = answer.split_whitespace().flat_map(str::parse).collect();
+        let [frames, bytes, nanoseconds] = numbers[..] else {
+            bail!("bench-guest says {answer:?}")
+        };
+        Ok(Passed {
+            frames,
+            gbit_per_second: bytes as f64 * 8.0 / nanoseconds as f64,
+        })
     }
 
     fn timed(&mut self, command: &str) -> anyhow::Result<Timed> {

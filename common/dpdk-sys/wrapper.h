@@ -26,6 +26,7 @@ static inline void dpdk_sys_log_level(unsigned level) { rte_log_set_global_level
 /* Flags that are macros of macros, which bindgen leaves out, too. */
 static const uint64_t DPDK_SYS_RX_CHECKSUM = RTE_ETH_RX_OFFLOAD_TCP_CKSUM | RTE_ETH_RX_OFFLOAD_UDP_CKSUM;
 static const uint64_t DPDK_SYS_RX_SCATTER = RTE_ETH_RX_OFFLOAD_SCATTER;
+static const uint64_t DPDK_SYS_RX_LARGE = RTE_ETH_RX_OFFLOAD_TCP_LRO;
 static const uint64_t DPDK_SYS_TX_TCP_CHECKSUM = RTE_ETH_TX_OFFLOAD_TCP_CKSUM;
 static const uint64_t DPDK_SYS_TX_UDP_CHECKSUM = RTE_ETH_TX_OFFLOAD_UDP_CKSUM;
 static const uint64_t DPDK_SYS_TX_IPV4_CHECKSUM = RTE_ETH_TX_OFFLOAD_IPV4_CKSUM;

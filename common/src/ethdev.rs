@@ -46,6 +46,8 @@ pub struct Setup {
     pub promiscuous: bool,
     /// Ask the driver for [`Ethdev::doorbell`]s.
     pub doorbells: bool,
+    /// Take TCP frames far longer than the MTU, in chains, with checksums half done: as a guest does, not the switch.
+    pub large_receive: bool,
     pub flow_control: FlowControl,
 }
 
@@ -212,6 +214,9 @@ impl Ethdev {
         if !self.is_nic(info) || describe::driver(info).starts_with("net_virtio") {
             // With it, virtio's driver passes half-done checksums on, and does not say where they are.
             rx &= !sys::DPDK_SYS_RX_CHECKSUM;
+        }
+        if setup.large_receive {
+            rx |= info.rx_offload_capa & (sys::DPDK_SYS_RX_LARGE | sys::DPDK_SYS_RX_CHECKSUM);
         }
         let mut tx = info.tx_offload_capa
             & (sys::DPDK_SYS_TX_TCP_CHECKSUM

@@ -126,6 +126,7 @@ fn start() -> Bench {
         mtu: 1500,
         promiscuous: false,
         doorbells: false,
+        large_receive: false,
         flow_control: FlowControl::default(),
     };
     device.start(&setup, ledger.pool()).expect("DPDK's null driver");

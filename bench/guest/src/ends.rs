@@ -1,4 +1,4 @@
-//! The two guests: devices, buffers, and frames with a time in them.
+//! The two guests: devices, buffers, and what they send: frames with a time in them, or large ones.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -9,6 +9,8 @@ use vswitch_common::eal::Eal;
 use vswitch_common::ethdev::{Ethdev, FlowControl, Setup};
 use vswitch_common::mbuf::{Checksum, Mbuf};
 use vswitch_common::mempool::Pool;
+
+use crate::large;
 
 /// Frames sent or received at once.
 pub const BURST: usize = 32;
@@ -22,7 +24,7 @@ const FRAME: usize = 60;
 const STAMP: std::ops::Range<usize> = 16..24;
 /// An EtherType for experiments (IEEE 802 section 9.2.3).
 const ETHERTYPE: [u8; 2] = [0x88, 0xb5];
-const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
+pub const MACS: [[u8; 6]; 2] = [[2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]];
 /// How long the switch may take until it forwards.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -37,8 +39,9 @@ pub struct Ends {
 }
 
 impl Ends {
-    /// Listens at `sockets` until a vhost-user backend has come to each.
-    pub fn open(cpu: usize, sockets: &[PathBuf]) -> anyhow::Result<Ends> {
+    /// Listens at `sockets` until a vhost-user backend has come to each. `large`: they take large frames as well, which the
+    /// backends must offer then.
+    pub fn open(cpu: usize, large: bool, sockets: &[PathBuf]) -> anyhow::Result<Ends> {
         let eal = [
             &format!("--lcores=0@{cpu}"),
             "--no-pci",
@@ -59,6 +62,7 @@ impl Ends {
             mtu: 1500,
             promiscuous: true,
             doorbells: false,
+            large_receive: large,
             flow_control: FlowControl::default(),
         };
         let open = |number: usize| -> anyhow::Result<Ethdev> {
@@ -143,6 +147,38 @@ impl Ends {
         let count = frames.len();
         self.pool.free(&mut frames);
         count
+    }
+
+    /// Sends a large frame from the first guest to the second; false where the virtqueue has no room.
+    pub fn send_large(&mut self) -> bool {
+        let mut segments = large::Segments::new();
+        if !self.pool.alloc(&mut segments) {
+            return false;
+        }
+        let mut frames: ArrayVec<Mbuf, 1> = large::assemble(segments).into_iter().collect();
+        self.guests[0].send(0, &mut frames);
+        let sent = frames.is_empty();
+        self.free_chains(&mut frames);
+        sent
+    }
+
+    /// Takes what has come to the second guest; how many large frames came whole.
+    pub fn receive_large(&mut self) -> usize {
+        let mut frames = Burst::new();
+        self.guests[1].receive(0, &mut frames);
+        let whole = frames
+            .iter()
+            .filter(|frame| frame.frame_len() == large::LEN)
+            .count();
+        self.free_chains(&mut frames);
+        whole
+    }
+
+    fn free_chains<const N: usize>(&self, frames: &mut ArrayVec<Mbuf, N>) {
+        for frame in &mut *frames {
+            self.pool.free(&mut frame.split());
+        }
+        self.pool.free(frames);
     }
 
     /// Takes all that is under way.

@@ -8,10 +8,12 @@
 //! | `alone GAP_US MS` | one frame at a time, about GAP_US after the last one has come | see [`Timed`] |
 //! | `paced PPS MS` | PPS frames a second, whatever comes of them | see [`Timed`] |
 //! | `most MS` | as many as pass without loss | frames a second |
+//! | `large MS` | as many large ones as pass, see [`large`]; with `--large` only | `FRAMES BYTES NANOSECONDS` |
 //!
 //! "ready" comes first, when both are connected and the switch knows them.
 
 mod ends;
+mod large;
 mod timed;
 
 use std::io::{Write as _, stdin, stdout};
@@ -30,6 +32,9 @@ struct Args {
     /// The CPU to poll on
     #[arg(long)]
     cpu: usize,
+    /// Take large TCP frames whole
+    #[arg(long)]
+    large: bool,
     /// Vhost-user sockets to listen on, one a guest
     #[arg(num_args = 2)]
     sockets: Vec<PathBuf>,
@@ -37,7 +42,7 @@ struct Args {
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let mut ends = Ends::open(args.cpu, &args.sockets)?;
+    let mut ends = Ends::open(args.cpu, args.large, &args.sockets)?;
     ends.introduce()?;
     answer("ready")?;
     for line in stdin().lines() {
@@ -54,6 +59,7 @@ fn command(ends: &mut Ends, line: &str) -> anyhow::Result<String> {
         ["alone", gap, ms] => timed::alone(ends, Duration::from_micros(gap.parse()?), time(ms)?).to_string(),
         ["paced", pps, ms] => timed::paced(ends, pps.parse()?, time(ms)?).to_string(),
         ["most", ms] => timed::most(ends, time(ms)?).to_string(),
+        ["large", ms] => large::run(ends, time(ms)?)?.to_string(),
         _ => bail!("no such command"),
     })
 }

@@ -74,7 +74,16 @@ impl Ours {
 
 /// OVS with two vhost-user client ports, for the guests that listen at `sockets`. It looks for them once a second.
 pub fn ovs(sockets: &[PathBuf; 2]) -> anyhow::Result<Ovs> {
-    let ovs = Ovs::start(&Wire::new(Vec::new(), 0))?;
+    ovs_with(sockets, &[])
+}
+
+/// The same, which takes large frames and hands them over whole.
+pub fn ovs_large(sockets: &[PathBuf; 2]) -> anyhow::Result<Ovs> {
+    ovs_with(sockets, &["other_config:userspace-tso-enable=true"])
+}
+
+fn ovs_with(sockets: &[PathBuf; 2], settings: &[&str]) -> anyhow::Result<Ovs> {
+    let ovs = Ovs::start_with(&Wire::new(Vec::new(), 0), settings)?;
     for (number, socket) in sockets.iter().enumerate() {
         ovs.add_guest(&format!("vhost{number}"), socket)?;
     }

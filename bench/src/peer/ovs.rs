@@ -123,6 +123,31 @@ impl Ovs {
         run(&mut command).map(drop)
     }
 
+    /// What it does while `work` is done, and what that came to.
+    pub fn sample_during<T>(&self, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(T, Sample)> {
+        self.appctl(&["dpif-netdev/pmd-stats-clear"])?;
+        let done = work()?;
+        let text = self.appctl(&["dpif-netdev/pmd-stats-show"])?;
+        let number = |name: &str| -> anyhow::Result<f64> {
+            let line = text.lines().find_map(|l| l.trim().strip_prefix(name));
+            let word = line.and_then(|l| l.split_whitespace().next());
+            word.and_then(|w| w.parse().ok())
+                .with_context(|| format!("no {name:?} in\n{text}"))
+        };
+        let (packets, busy, idle) = (
+            number("packets received:")?,
+            number("processing cycles:")?,
+            number("idle cycles:")?,
+        );
+        // Its own cycles tell the time exactly: the tool that asks takes some milliseconds.
+        let seconds = (busy + idle) / crate::machine::tsc_hz();
+        let sample = Sample {
+            rate: packets / seconds / 1e6,
+            cycles: Some(busy / packets),
+        };
+        Ok((done, sample))
+    }
+
     fn appctl(&self, what: &[&str]) -> anyhow::Result<String> {
         let socket = self.dir.path().join("vswitchd.ctl");
         run(Command::new("ovs-appctl").arg("-t").arg(socket).args(what))
@@ -148,26 +173,11 @@ impl Peer for Ovs {
     }
 
     fn sample(&mut self, time: Duration) -> anyhow::Result<Sample> {
-        self.appctl(&["dpif-netdev/pmd-stats-clear"])?;
-        std::thread::sleep(time);
-        let text = self.appctl(&["dpif-netdev/pmd-stats-show"])?;
-        let number = |name: &str| -> anyhow::Result<f64> {
-            let line = text.lines().find_map(|l| l.trim().strip_prefix(name));
-            let word = line.and_then(|l| l.split_whitespace().next());
-            word.and_then(|w| w.parse().ok())
-                .with_context(|| format!("no {name:?} in\n{text}"))
-        };
-        let (packets, busy, idle) = (
-            number("packets received:")?,
-            number("processing cycles:")?,
-            number("idle cycles:")?,
-        );
-        // Its own cycles tell the time exactly: the tool that asks takes some milliseconds.
-        let seconds = (busy + idle) / crate::machine::tsc_hz();
-        Ok(Sample {
-            rate: packets / seconds / 1e6,
-            cycles: Some(busy / packets),
-        })
+        let slept = self.sample_during(|| {
+            std::thread::sleep(time);
+            Ok(())
+        });
+        slept.map(|((), sample)| sample)
     }
 }
 

@@ -88,7 +88,7 @@ pub fn run(name: Name, effort: &Effort) -> anyhow::Result<Vec<Table>> {
         Name::Churn => churn::run(effort),
         Name::Cores => cores::run(effort),
         Name::Start => start::run(effort),
-        Name::Vm => vm::run(effort).map(one),
+        Name::Vm => vm::run(effort),
         Name::Latency => latency::run(effort),
         Name::Idle => idle::run(effort).map(one),
         Name::Tcp => tcp::run(effort).map(one),

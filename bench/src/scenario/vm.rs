@@ -1,4 +1,7 @@
-//! Guest to guest: frames that go round between two guests, through virtqueues and the switch.
+//! Guest to guest, through virtqueues and the switch: frames that go round between two guests, and large ones from one to
+//! the other.
+
+mod large;
 
 use anyhow::Context;
 
@@ -31,47 +34,73 @@ const POINTS: [(Counted, &str); 3] = [
 ];
 
 /// Takes a sample for each point and length, in that order.
-type Measure = fn(&[usize], &Effort) -> anyhow::Result<Vec<Sample>>;
+type Measure = fn(&Effort) -> anyhow::Result<Vec<Sample>>;
 
-const PEERS: [(&str, Measure); 2] = [(OURS, ours), ("OVS-DPDK", ovs)];
+/// Whoever is measured, in turns.
+type Peers = [(&'static str, Measure); 2];
 
-pub fn run(effort: &Effort) -> anyhow::Result<Table> {
-    let lengths = if effort.quick { LENGTHS_QUICK } else { LENGTHS };
+const PEERS: Peers = [(OURS, ours), ("OVS-DPDK", ovs)];
+
+/// Large frames are left out of a quick run.
+pub fn run(effort: &Effort) -> anyhow::Result<Vec<Table>> {
+    let names: Vec<String> = lengths(effort).iter().map(|len| format!("{len} B")).collect();
+    let mut tables = vec![Table {
+        scenario: "vm",
+        work: "frames go round between two virtio-user guests on one core; cycles of shim, switch and shim, or of the switch",
+        unit: "Mpps",
+        rows: rows(PEERS, &names, effort)?,
+    }];
+    if !effort.quick {
+        tables.push(large::run(effort)?);
+    }
+    Ok(tables)
+}
+
+fn lengths(effort: &Effort) -> &'static [usize] {
+    if effort.quick { LENGTHS_QUICK } else { LENGTHS }
+}
+
+/// `lengths` by name.
+fn rows(peers: Peers, lengths: &[String], effort: &Effort) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     for (_, counted) in POINTS {
         for len in lengths {
-            rows.extend(PEERS.map(|(peer, _)| Row {
-                point: format!("{len} B, {counted}"),
+            rows.extend(peers.map(|(peer, _)| Row {
+                point: format!("{len}, {counted}"),
                 peer,
                 samples: Vec::new(),
             }));
         }
     }
     for _ in 0..effort.rounds {
-        for (number, (peer, measure)) in PEERS.into_iter().enumerate() {
-            let samples = measure(lengths, effort).context(peer)?;
-            let its_rows = rows.iter_mut().skip(number).step_by(PEERS.len());
+        for (number, (peer, measure)) in peers.into_iter().enumerate() {
+            let samples = measure(effort).context(peer)?;
+            let its_rows = rows.iter_mut().skip(number).step_by(peers.len());
             its_rows
                 .zip(samples)
                 .for_each(|(row, sample)| row.samples.push(sample));
         }
     }
-    Ok(Table {
-        scenario: "vm",
-        work: "frames go round between two virtio-user guests on one core; cycles of shim, switch and shim, or of the switch",
-        unit: "Mpps",
-        rows,
-    })
+    Ok(rows)
 }
 
-fn ours(lengths: &[usize], effort: &Effort) -> anyhow::Result<Vec<Sample>> {
+fn ours(effort: &Effort) -> anyhow::Result<Vec<Sample>> {
     let mut guests = Guests::start()?;
     let ours = Ours::start(&guests.sockets())?;
     guests.wait()?;
+    at_points(&ours, || measure(&mut guests, &ours, effort))
+}
+
+/// Samples for each of [`POINTS`], of what `measure` tells for each length: with the cycles that all threads ran, and with
+/// those that the switch spent on frames.
+fn at_points(
+    ours: &Ours,
+    mut measure: impl FnMut() -> anyhow::Result<Vec<[Sample; 2]>>,
+) -> anyhow::Result<Vec<Sample>> {
     ours.pin_shims(SWITCHING_CPU)?;
-    let together = measure(&mut guests, &ours, lengths, effort)?;
+    let together = measure()?;
     ours.pin_shims(GUESTS_CPU)?;
-    let apart = measure(&mut guests, &ours, lengths, effort)?;
+    let apart = measure()?;
     let samples = POINTS.map(|(counted, _)| match counted {
         Counted::OneCore => together.iter().map(|[all, _]| *all).collect::<Vec<_>>(),
         Counted::Share => together.iter().map(|[_, busy]| *busy).collect(),
@@ -81,20 +110,14 @@ fn ours(lengths: &[usize], effort: &Effort) -> anyhow::Result<Vec<Sample>> {
 }
 
 /// For each length: with the cycles that all threads ran, and with those that the switch spent on frames.
-fn measure(
-    guests: &mut Guests,
-    ours: &Ours,
-    lengths: &[usize],
-    effort: &Effort,
-) -> anyhow::Result<Vec<[Sample; 2]>> {
+fn measure(guests: &mut Guests, ours: &Ours, effort: &Effort) -> anyhow::Result<Vec<[Sample; 2]>> {
     let mut samples = Vec::new();
-    for &len in lengths {
+    for &len in lengths(effort) {
         guests.circulate(len)?;
         std::thread::sleep(effort.warm_up);
-        let cycles = || -> anyhow::Result<[f64; 2]> { Ok([ours.all_cycles()?, ours.busy_cycles()]) };
-        let (before, cycles_before) = (guests.seen()?, cycles()?);
+        let (before, cycles_before) = (guests.seen()?, cycles(ours)?);
         std::thread::sleep(effort.measure);
-        let (after, cycles_after) = (guests.seen()?, cycles()?);
+        let (after, cycles_after) = (guests.seen()?, cycles(ours)?);
         samples.push([0, 1].map(|of| Sample {
             rate: mpps(before, after),
             cycles: Some((cycles_after[of] - cycles_before[of]) / (after.frames - before.frames) as f64),
@@ -103,12 +126,17 @@ fn measure(
     Ok(samples)
 }
 
-fn ovs(lengths: &[usize], effort: &Effort) -> anyhow::Result<Vec<Sample>> {
+/// Of all threads, and of the switch for frames, so far.
+fn cycles(ours: &Ours) -> anyhow::Result<[f64; 2]> {
+    Ok([ours.all_cycles()?, ours.busy_cycles()])
+}
+
+fn ovs(effort: &Effort) -> anyhow::Result<Vec<Sample>> {
     let mut guests = Guests::start()?;
     let mut ovs = between::ovs(&guests.sockets())?;
     guests.wait()?;
     let mut samples = Vec::new();
-    for &len in lengths {
+    for &len in lengths(effort) {
         guests.circulate(len)?;
         std::thread::sleep(effort.warm_up);
         let before = guests.seen()?;

@@ -177,6 +177,7 @@ impl KernelPort {
             mtu,
             promiscuous: false,
             doorbells: via == Via::Tap,
+            large_receive: false,
             flow_control: FlowControl::default(),
         };
         device.start(&setup, parts.ledger.pool())?;

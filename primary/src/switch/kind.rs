@@ -66,6 +66,7 @@ impl DeviceOptions {
             mtu,
             promiscuous: true,
             doorbells: false,
+            large_receive: false,
             flow_control: self.flow_control,
         }
     }
