@@ -647,7 +647,9 @@ mod tests {
     #[test]
     fn a_port_that_floods_addresses_loses_its_own() {
         // Each table has multipliers of its own.
-        for _ in 0..20 {
+        const TABLES: usize = 20;
+        let mut all = 0;
+        for _ in 0..TABLES {
             let table = MacTable::new(1024, 300);
             for mac in 0..100 {
                 table.learn(key(0, mac), 1, 10);
@@ -660,7 +662,12 @@ mod tests {
                 .count();
             // A few may fall to full buckets; the flood as a whole must not push them out.
             assert!(kept >= 90, "{kept} of 100 addresses of the quiet port are left");
+            all += kept;
         }
+        assert!(
+            all >= 95 * TABLES,
+            "{all} addresses of {TABLES} quiet ports are left"
+        );
     }
 
     #[test]
@@ -678,8 +685,10 @@ mod tests {
 
     #[test]
     fn nearly_nothing_is_evicted_below_the_cap() {
-        for _ in 0..50 {
-            for byte in 0..4 {
+        const TABLES: usize = 50;
+        for byte in 0..4 {
+            let mut all = 0;
+            for _ in 0..TABLES {
                 let table = MacTable::new(8192, 300);
                 for mac in 0..8192 {
                     table.learn(key(0, mac << (8 * byte)), 1, 1);
@@ -689,7 +698,12 @@ mod tests {
                     "{} of 8192 are held, byte {byte}",
                     table.len()
                 );
+                all += table.len();
             }
+            assert!(
+                all > 8150 * TABLES,
+                "{all} of {TABLES} times 8192 are held, byte {byte}"
+            );
         }
     }
 
