@@ -35,6 +35,9 @@ pub type Gate<P> = vswitch_sync::gate::Gate<State<P>, Doorbell>;
 /// How long a pump looks for work in vain before it sleeps.
 const PATIENCE: Duration = Duration::from_micros(20);
 
+/// Bytes that a pump copies before others on its CPU have their turn: few enough for them to find these frames in its cache.
+const TURN: usize = 128 << 10;
+
 /// What a pump works on.
 #[derive(Debug)]
 pub struct State<P> {
@@ -116,6 +119,18 @@ impl<P: SwitchPort> State<P> {
             };
         }
         Standings { to_switch, to_guest }
+    }
+
+    /// Bytes copied in this turn.
+    #[inline]
+    fn copied(&self) -> usize {
+        self.seats.iter().map(|seat| seat.copied).sum()
+    }
+
+    /// Lets others on this CPU have their turn.
+    fn give_way(&mut self) {
+        self.seats.iter_mut().for_each(|seat| seat.copied = 0);
+        std::thread::yield_now();
     }
 
     /// Drops the frames that wait for the guest: its driver stops, and the next one must not find them.
@@ -209,12 +224,15 @@ fn run<P: SwitchPort>(gate: &Gate<P>) {
         let standings = state.step();
         if standings.busy() {
             idle_since = None;
+            if state.copied() >= TURN {
+                state.give_way();
+            }
             continue;
         }
         let now = Instant::now();
         if now - *idle_since.get_or_insert(now) < PATIENCE {
             // Whoever has the frames may wait for this very CPU.
-            std::thread::yield_now();
+            state.give_way();
             continue;
         }
         sleep::sleep(&mut state, standings, gate.bell().as_fd());
