@@ -34,6 +34,8 @@ pub trait SwitchPort: Send {
     fn disarm(&self);
     /// Readable when rung.
     fn doorbell(&self) -> BorrowedFd<'_>;
+    /// The switch wants it polled. The doorbell rings when that changes.
+    fn busy_poll(&self) -> bool;
     /// The counters that the switch shows.
     fn stats(&self) -> &ClientStats;
 }
@@ -81,6 +83,11 @@ impl SwitchPort for QueuePair {
 
     fn doorbell(&self) -> BorrowedFd<'_> {
         QueuePair::doorbell(self)
+    }
+
+    #[inline]
+    fn busy_poll(&self) -> bool {
+        QueuePair::busy_poll(self)
     }
 
     fn stats(&self) -> &ClientStats {

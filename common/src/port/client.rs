@@ -369,6 +369,13 @@ impl QueuePair {
         self.to_client.as_fd()
     }
 
+    /// The switch wants this queue pair polled: its user pays with a CPU for the time that waking up takes. The doorbell
+    /// rings when that changes, armed or not.
+    #[inline]
+    pub fn busy_poll(&self) -> bool {
+        self.control.get().busy_poll.wanted()
+    }
+
     /// The counters this client keeps for the switch to show.
     pub fn stats(&self) -> &ClientStats {
         &self.control.get().stats

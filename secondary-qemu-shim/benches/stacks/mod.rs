@@ -71,6 +71,10 @@ impl SwitchPort for Stacks {
         self.doorbell.as_fd()
     }
 
+    fn busy_poll(&self) -> bool {
+        false
+    }
+
     fn stats(&self) -> &ClientStats {
         &self.stats
     }

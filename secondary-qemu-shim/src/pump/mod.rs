@@ -1,7 +1,7 @@
 //! A pump: the thread that moves the frames of one queue pair, in both directions.
 //!
-//! It polls while there is work and sleeps when there is none. Everything it works on is its [`State`], which the
-//! control thread changes only while the pump stands still ([`Gate`](vswitch_sync::gate::Gate)): no lock, no atomic on the way of a frame.
+//! It polls while there is work and sleeps when there is none, unless the switch wants it to go on polling. Everything it
+//! works on is its [`State`], which the control thread changes only while the pump stands still ([`Gate`](vswitch_sync::gate::Gate)): no lock, no atomic on the way of a frame.
 
 mod cut;
 mod lane;
@@ -118,6 +118,12 @@ impl<P: SwitchPort> State<P> {
         Standings { to_switch, to_guest }
     }
 
+    /// Is it to look for work for ever? Only for a guest whose driver runs: nobody pays for a VM that is off.
+    fn polls(&self) -> bool {
+        let runs = |lane: &Option<Lane<Ring>>| lane.as_ref().is_some_and(Lane::runs);
+        (runs(&self.tx) || runs(&self.rx)) && self.seats.iter().any(|seat| seat.port.busy_poll())
+    }
+
     /// Drops the frames that wait for the guest: its driver stops, and the next one must not find them.
     pub fn forget_frames(&mut self) {
         for seat in &mut self.seats {
@@ -212,7 +218,7 @@ fn run<P: SwitchPort>(gate: &Gate<P>) {
             continue;
         }
         let now = Instant::now();
-        if now - *idle_since.get_or_insert(now) < PATIENCE {
+        if now - *idle_since.get_or_insert(now) < PATIENCE || state.polls() {
             // Whoever has the frames may wait for this very CPU.
             std::thread::yield_now();
             continue;

@@ -163,6 +163,10 @@ pub struct Switch {
     pub frames: VecDeque<Mbuf>,
     /// Everything that the guest sends comes back to it.
     pub echo: bool,
+    /// It wants to be polled.
+    pub busy_poll: bool,
+    /// How often the pump came by.
+    looks: u64,
     asleep: bool,
 }
 
@@ -184,6 +188,8 @@ impl Loopback {
             room: usize::MAX,
             frames: VecDeque::new(),
             echo: false,
+            busy_poll: false,
+            looks: 0,
             asleep: false,
         };
         Loopback {
@@ -201,6 +207,17 @@ impl Loopback {
             self.doorbell.write(1).unwrap();
         }
         result
+    }
+
+    /// Asks to be polled, or no longer.
+    pub fn set_busy_poll(&self, on: bool) {
+        self.switch(|switch| switch.busy_poll = on);
+        self.doorbell.write(1).unwrap();
+    }
+
+    /// How often the pump came by, for frames or to know whether to sleep.
+    pub fn looks(&self) -> u64 {
+        self.switch.lock().unwrap().looks
     }
 
     /// Puts a frame on the way to the guest.
@@ -248,6 +265,7 @@ impl SwitchPort for Loopback {
 
     fn receive(&mut self, out: &mut Burst) {
         let mut switch = self.switch.lock().unwrap();
+        switch.looks += 1;
         while !out.is_full() {
             let Some(mbuf) = switch.frames.pop_front() else {
                 break;
@@ -285,6 +303,12 @@ impl SwitchPort for Loopback {
 
     fn doorbell(&self) -> BorrowedFd<'_> {
         self.doorbell.as_fd()
+    }
+
+    fn busy_poll(&self) -> bool {
+        let mut switch = self.switch.lock().unwrap();
+        switch.looks += 1;
+        switch.busy_poll
     }
 
     fn stats(&self) -> &ClientStats {
