@@ -32,6 +32,8 @@ pub trait SwitchPort: Send {
     fn arm(&self);
     /// Awake again.
     fn disarm(&self);
+    /// Takes the rings so far.
+    fn silence(&self);
     /// Readable when rung.
     fn doorbell(&self) -> BorrowedFd<'_>;
     /// The switch wants it polled. The doorbell rings when that changes.
@@ -79,6 +81,10 @@ impl SwitchPort for QueuePair {
 
     fn disarm(&self) {
         self.disarm_doorbell();
+    }
+
+    fn silence(&self) {
+        self.silence_doorbell();
     }
 
     fn doorbell(&self) -> BorrowedFd<'_> {

@@ -252,9 +252,8 @@ fn a_shim_waits_for_its_switch() {
 
 /// The clock of a process says whether its threads poll.
 #[track_caller]
-fn assert_polls(shim: &Shim, polls: bool) {
-    let pid = Pid::from_raw(shim.server().expect("the shim runs"));
-    let clock = ClockId::pid_cpu_clock_id(pid).unwrap();
+fn assert_process_polls(pid: i32, polls: bool) {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).unwrap();
     let took = |wall: Duration| {
         let before = clock.now().unwrap();
         std::thread::sleep(wall);
@@ -268,6 +267,30 @@ fn assert_polls(shim: &Shim, polls: bool) {
             took(Duration::from_millis(300)) < Duration::from_millis(2)
         }
     });
+}
+
+#[track_caller]
+fn assert_polls(shim: &Shim, polls: bool) {
+    assert_process_polls(shim.server().expect("the shim runs"), polls);
+}
+
+/// Rings that have woken somebody keep nobody awake.
+#[test]
+fn everybody_sleeps_when_all_is_done() {
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    assert_polls(&net.shim, false);
+    assert_process_polls(net.switch.pid(), false);
+    net.switch
+        .vsctl("set Open_vSwitch . other_config:pmd-sleep-max=0");
+    assert_process_polls(net.switch.pid(), true);
+    net.wait_for_echo();
+    net.switch
+        .vsctl("remove Open_vSwitch . other_config pmd-sleep-max");
+    assert_process_polls(net.switch.pid(), false);
+    net.wait_for_echo();
+    assert_process_polls(net.switch.pid(), false);
+    assert_polls(&net.shim, false);
 }
 
 /// `options:busy-poll` reaches a client that is attached, both ways, and one that attaches. A wrong value is named, and the

@@ -359,8 +359,13 @@ impl QueuePair {
     }
 
     /// Awake again: no more rings, please.
+    #[inline]
     pub fn disarm_doorbell(&self) {
         self.control.get().client_sleeps.disarm();
+    }
+
+    /// Takes the rings so far. Before arming at the latest, or the next sleep ends at once.
+    pub fn silence_doorbell(&self) {
         self.to_client.silence();
     }
 

@@ -67,6 +67,8 @@ impl SwitchPort for Stacks {
 
     fn disarm(&self) {}
 
+    fn silence(&self) {}
+
     fn doorbell(&self) -> BorrowedFd<'_> {
         self.doorbell.as_fd()
     }

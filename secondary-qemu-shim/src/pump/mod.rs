@@ -29,6 +29,8 @@ use vswitch_common::port::doorbell::Doorbell;
 use crate::port::SwitchPort;
 use crate::virtqueue::{BATCH, Ring};
 
+use sleep::Sleeper;
+
 /// What a pump's state is changed through.
 pub type Gate<P> = vswitch_sync::gate::Gate<State<P>, Doorbell>;
 
@@ -205,6 +207,7 @@ fn pin(cpu: usize) {
 fn run<P: SwitchPort>(gate: &Gate<P>) {
     let mut state = gate.enter();
     let mut idle_since: Option<Instant> = None;
+    let mut sleeper = Sleeper::default();
     // Looked at before the first round, too: it may have been stopped before it came to run.
     while !state.stop {
         if gate.wanted() {
@@ -223,7 +226,7 @@ fn run<P: SwitchPort>(gate: &Gate<P>) {
             std::thread::yield_now();
             continue;
         }
-        sleep::sleep(&mut state, standings, gate.bell().as_fd());
+        sleeper.sleep(&mut state, standings, gate.bell().as_fd());
         idle_since = None;
     }
 }

@@ -12,7 +12,8 @@ use vswitch_common::mbuf::{BUF_LEN, Checksum, DATA_ROOM, Mbuf, PRIV_LEN};
 use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::layout::ClientStats;
 
-use super::{Gate, Pump, State, sleep};
+use super::sleep::Sleeper;
+use super::{Gate, Pump, State};
 use crate::port::{Burst, SwitchPort};
 
 const MBUF: usize = 128 + PRIV_LEN + BUF_LEN;
@@ -53,8 +54,10 @@ impl<P: SwitchPort + 'static> Pump<P> {
             for _ in 0..limit {
                 let standings = state.step();
                 if !standings.busy() {
-                    // `change` has just rung it.
-                    sleep::sleep(state, standings, self.gate.bell().as_fd());
+                    // `change` has just rung the bell.
+                    let mut sleeper = Sleeper::default();
+                    sleeper.sleep(state, standings, self.gate.bell().as_fd());
+                    sleeper.silence(state);
                     return true;
                 }
             }
@@ -298,6 +301,9 @@ impl SwitchPort for Loopback {
 
     fn disarm(&self) {
         self.switch.lock().unwrap().asleep = false;
+    }
+
+    fn silence(&self) {
         let _ = self.doorbell.read();
     }
 

@@ -596,6 +596,27 @@ fn pump_of(bench: &mut Bench) -> Pump<Loopback> {
     pump
 }
 
+/// What has woken it does not keep it awake, even where its virtqueue has gone meanwhile.
+#[test]
+fn a_pump_that_was_woken_sleeps_again() {
+    let mut bench = Bench::new(MERGEABLE);
+    let port = bench.port.clone();
+    let pump = pump_of(&mut bench);
+    assert_polls(&port, false);
+    bench.kick.write(1).unwrap();
+    assert_polls(&port, false);
+    assert_eq!(bench.stat(|s| &s.kicks), 1);
+    port.deliver(&frame(60, 1));
+    assert_polls(&port, false);
+    bench.kick.write(1).unwrap();
+    assert_polls(&port, false);
+    pump.change(|state| {
+        state.rx.as_mut().unwrap().enabled = false;
+        state.seats.insert(0, Seat::new(1, Loopback::new(1)));
+    });
+    assert_polls(&port, false);
+}
+
 #[test]
 fn a_pump_polls_while_the_switch_wants_it() {
     let mut bench = Bench::new(MERGEABLE);
