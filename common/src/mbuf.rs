@@ -599,6 +599,18 @@ pub fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// Starts loading the cache line at `at` to be written: other cores lose it at once, not when the first store finds it shared.
+#[inline]
+pub fn prefetch_for_write(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch of any address is harmless. (A CPU without this one does nothing instead.)
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -93,6 +93,27 @@ impl Bench {
     }
 }
 
+/// Bursts that go back and forth between two clients, in the same mbufs.
+fn answer(bench: &mut Bench) {
+    let headers = [[RECEIVER, SENDER], [SENDER, RECEIVER]].map(|[to, from]| header(mac(to), mac(from)));
+    let couple = [SENDER, RECEIVER];
+    for (client, header) in couple.into_iter().zip(headers) {
+        assert_eq!(bench.clients[client].send(BURST, FRAME, || header), BURST);
+    }
+    for _ in 0..BURSTS {
+        measured(&mut || bench.round(&couple));
+        for (client, header) in couple.into_iter().zip(headers) {
+            assert_eq!(bench.clients[client].answer(header), BURST);
+        }
+    }
+    report(
+        couple.len() * BURST * BURSTS,
+        "client to client and back, in the same mbufs",
+    );
+    bench.round(&couple);
+    bench.clients.iter_mut().for_each(|c| c.drain(|_| ()));
+}
+
 fn start() -> Bench {
     let lcores = format!("--lcores=0@{}", cpus::allowed()[0]);
     let args = [
@@ -184,6 +205,7 @@ fn main() {
     (0..2 * BURST).for_each(|_| bench.round(&all));
     let couple = [SENDER, RECEIVER];
     bench.forward("client to client, bursts of 32", mac(RECEIVER), 32, &couple);
+    answer(&mut bench);
     bench.forward("client to client, bursts of 4", mac(RECEIVER), 4, &couple);
     bench.forward("client to device, bursts of 32", DEVICE_MAC, 32, &[SENDER]);
     bench.forward("broadcast to 16 clients, bursts of 32", [0xff; 6], 32, &all);

@@ -13,8 +13,8 @@ use dpdk_qemu_shim::guest_memory::testing::{memory, poke};
 use dpdk_qemu_shim::net_header::Features;
 use dpdk_qemu_shim::pump::testing::{Buffers, step};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
-use dpdk_qemu_shim::virtqueue::Ring;
 use dpdk_qemu_shim::virtqueue::testing::Driver;
+use dpdk_qemu_shim::virtqueue::{BATCH, Ring};
 use stacks::Stacks;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
@@ -25,13 +25,15 @@ const FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_NET_F_MRG_RXBUF
     | 1 << VIRTIO_NET_F_CSUM
     | 1 << VIRTIO_NET_F_GUEST_CSUM;
-/// Where a ring and its buffers are in the guest's memory.
-const RING: u64 = 0;
+/// Where the rings and their buffers are in the guest's memory.
+const RINGS: [u64; 2] = [0, 0x8000];
 const BUFFERS: u64 = 0x1_0000;
 const BUFFER: u32 = 2048;
 const SIZE: u16 = 256;
 const BURST: usize = 32;
 const BURSTS: usize = 1024;
+/// Steps until the mbufs are where they stay.
+const WARM_UP: usize = 8;
 const FRAMES: [usize; 2] = [60, 1514];
 
 /// Callgrind counts what is executed in here: `scripts/bench-instructions` names it.
@@ -62,51 +64,82 @@ fn lane(memory: &Arc<GuestMemory>, driver: &Driver) -> Lane<Ring> {
     }
 }
 
-/// Bursts of frames of `len` bytes, from the guest or to it.
-fn pump(case: &str, len: usize, to_guest: bool) {
-    let memory = memory(&[(0, BUFFERS + BURST as u64 * u64::from(BUFFER))]);
-    let mut driver = Driver::new(&memory, RING, SIZE);
-    let mut buffers = Buffers::new(2 * BURST);
-    let mbufs: Vec<Mbuf> = (0..2 * BURST).map(|_| buffers.frame(&vec![0x5a; len])).collect();
-    let port = if to_guest {
-        Stacks::new(Vec::new(), mbufs)
-    } else {
-        Stacks::new(mbufs, Vec::new())
+/// Which way frames go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    ToSwitch,
+    ToGuest,
+    /// As many each way, in the same mbufs.
+    Both,
+}
+
+/// A driver, where its buffers are, how long each is, and whether the device writes to it.
+type Side<'d> = (&'d mut Driver, u64, u32, bool);
+
+/// The guest offers a burst of buffers.
+fn offer((driver, buffers, size, writable): &mut Side<'_>) {
+    for slot in 0..BURST as u64 {
+        driver.offer(&[(*buffers + slot * u64::from(BUFFER), *size, *writable)]);
+    }
+}
+
+/// Bursts of frames of `len` bytes.
+fn pump(case: &str, len: usize, way: Way) {
+    let memory = memory(&[(0, BUFFERS + 2 * BURST as u64 * u64::from(BUFFER))]);
+    let mut to_switch = Driver::new(&memory, RINGS[0], SIZE);
+    let mut to_guest = Driver::new(&memory, RINGS[1], SIZE);
+    // Those for the guest's next frames stay with the pump.
+    let count = 2 * BURST + BATCH;
+    let mut buffers = Buffers::new(count);
+    let mbufs: Vec<Mbuf> = (0..count).map(|_| buffers.frame(&vec![0x5a; len])).collect();
+    let port = match way {
+        Way::ToSwitch => Stacks::new(mbufs, Vec::new()),
+        Way::ToGuest => Stacks::new(Vec::new(), mbufs),
+        Way::Both => Stacks::echo(mbufs),
     };
-    let lane = lane(&memory, &driver);
-    let header = lane.features.header_len();
-    let (tx, rx) = if to_guest {
-        (None, Some(lane))
-    } else {
-        (Some(lane), None)
-    };
+    let lane = |driver| lane(&memory, driver);
+    let header = lane(&to_guest).features.header_len();
     let mut state = State {
-        tx,
-        rx,
+        tx: (way != Way::ToGuest).then(|| lane(&to_switch)),
+        rx: (way != Way::ToSwitch).then(|| lane(&to_guest)),
         seats: vec![Seat::new(0, port)],
         ..State::default()
     };
-    let size = if to_guest { BUFFER } else { (header + len) as u32 };
-    poke(&memory, BUFFERS, &vec![0; BURST * BUFFER as usize]);
-    for number in 0..BURSTS + 1 {
-        for slot in 0..BURST {
-            driver.offer(&[(BUFFERS + slot as u64 * u64::from(BUFFER), size, to_guest)]);
-        }
-        if number == 0 {
+    poke(&memory, BUFFERS, &vec![0; 2 * BURST * BUFFER as usize]);
+    let mut drivers: Vec<Side<'_>> = Vec::new();
+    if way != Way::ToSwitch {
+        drivers.push((&mut to_guest, BUFFERS, BUFFER, true));
+    }
+    if way != Way::ToGuest {
+        let behind = BUFFERS + BURST as u64 * u64::from(BUFFER);
+        drivers.push((&mut to_switch, behind, (header + len) as u32, false));
+    }
+    // The mbufs for the guest's frames come with frames for the guest.
+    if way == Way::Both {
+        offer(&mut drivers[0]);
+        step(&mut state);
+        assert_eq!(drivers[0].0.used().len(), BURST);
+    }
+    for number in 0..WARM_UP + BURSTS {
+        drivers.iter_mut().for_each(offer);
+        if number < WARM_UP {
             step(&mut state);
         } else {
             measured(&mut || {
                 step(&mut state);
             });
         }
-        assert_eq!(driver.used().len(), BURST, "a step moves a burst");
+        for (driver, ..) in &mut drivers {
+            assert_eq!(driver.used().len(), BURST, "a step moves a burst");
+        }
     }
-    report(BURST * BURSTS, &format!("{case}, {len} bytes"));
+    report(BURST * BURSTS * drivers.len(), &format!("{case}, {len} bytes"));
 }
 
 fn main() {
     for len in FRAMES {
-        pump("guest to switch", len, false);
-        pump("switch to guest", len, true);
+        pump("guest to switch", len, Way::ToSwitch);
+        pump("switch to guest", len, Way::ToGuest);
+        pump("both ways", len, Way::Both);
     }
 }

@@ -18,7 +18,7 @@ use dpdk_qemu_shim::pump::testing::{Buffers, step};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
 use dpdk_qemu_shim::virtqueue::testing::Driver;
 use dpdk_qemu_shim::virtqueue::testing::packed::PackedDriver;
-use dpdk_qemu_shim::virtqueue::{Ring, Virtqueue as _};
+use dpdk_qemu_shim::virtqueue::{BATCH, Ring, Virtqueue as _};
 use stacks::Stacks;
 use vswitch_common::mbuf::{Checksum, Mbuf};
 
@@ -95,7 +95,8 @@ fn bench(layout: &str, features: u64, direction: &str) {
         err: None,
         fault: None,
     };
-    let mut buffers = Buffers::new(2 * usize::from(QUEUE));
+    // The pump keeps a batch for the guest's next frames.
+    let mut buffers = Buffers::new(2 * usize::from(QUEUE) + BATCH);
     let mut all: Vec<Mbuf> = std::iter::from_fn(|| buffers.empty()).collect();
     for mbuf in &mut all {
         mbuf.set_frame(FRAME, Checksum::Unknown);

@@ -344,11 +344,10 @@ impl Queue {
         self.bell.silence();
     }
 
-    /// Is there something to take from the client?
+    /// Is there something to take from the client, or something wrong with its rings?
     pub fn has_work(&self) -> bool {
         let mut half = self.receiving.lock();
-        half.tx.available().unwrap_or(0) > 0
-            || (half.free.available().unwrap_or(0) > 0 && !half.recycled.is_full())
+        half.tx.available() != Ok(0) || (half.free.available() != Ok(0) && !half.recycled.is_full())
     }
 
     /// Readable when the client has rung.

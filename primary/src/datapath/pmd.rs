@@ -25,10 +25,12 @@ use super::turns::Turns;
 /// How long a thread polls in vain before it sleeps. Longer than the gaps of traffic worth polling for.
 const IDLE_BEFORE_SLEEP: Duration = Duration::from_micros(50);
 /// A queue that was polled so often in vain is quiet, and costs the busy ones next to nothing: beside them it is looked
-/// at once in a [`QUIET_GAP`].
+/// at once in a [`QUIET_GAP`], and no further than to see whether a client has brought anything.
 const QUIET_AFTER: u32 = 64;
 /// Shorter than what fills a ring, or wakes a thread that sleeps.
 const QUIET_GAP: Duration = Duration::from_micros(25);
+/// One look in so many at a quiet client is a whole poll.
+const LOOKS: u32 = 64;
 
 /// Longest sleep while a polled device can't ring a doorbell.
 const DEVICE_SLEEP: Duration = Duration::from_micros(250);
@@ -68,6 +70,8 @@ struct Polled {
     busy: Arc<BusyTicks>,
     /// Polls in vain since it last had work.
     vain: u32,
+    /// Looks at it while it was quiet.
+    looks: u32,
     /// Its doorbell has rung and was not silenced so far.
     rung: Cell<bool>,
 }
@@ -78,6 +82,25 @@ impl Polled {
         match &self.port.io {
             Io::Client(session) => Some(&session.queues()[usize::from(self.queue)]),
             Io::Ethdev(_) | Io::Down => None,
+        }
+    }
+
+    #[inline]
+    fn is_quiet(&self) -> bool {
+        self.vain >= QUIET_AFTER
+    }
+
+    /// Is a quiet queue worth a poll? Without a doorbell only a poll can tell. And a client that got no mbufs, because there were
+    /// none, brings nothing until it has some: a poll now and then hands them out.
+    #[inline]
+    fn stirs(&mut self) -> bool {
+        self.looks = self.looks.wrapping_add(1);
+        match &self.port.io {
+            Io::Client(session) => {
+                self.looks.is_multiple_of(LOOKS) || session.queues()[usize::from(self.queue)].has_work()
+            }
+            Io::Ethdev(_) => true,
+            Io::Down => false,
         }
     }
 }
@@ -122,6 +145,8 @@ impl Pmd {
             let now = clock.at(last);
             let mut packets = 0;
             let mut worked = false;
+            // There were polls in vain since `tick`: reading the clock takes longer than most of them.
+            let mut in_vain = false;
             let mut tick = last;
             // A thread with nothing to do looks at all, always.
             let quiet_too = idle_since != last || last.wrapping_sub(looked_at_quiet) > quiet_ticks;
@@ -130,7 +155,7 @@ impl Pmd {
             }
             turns.next_round();
             for (number, polled) in queues.iter_mut().enumerate() {
-                if polled.vain >= QUIET_AFTER && !quiet_too {
+                if polled.is_quiet() && !(quiet_too && polled.stirs()) {
                     continue;
                 }
                 let limit = turns.burst(number);
@@ -139,23 +164,28 @@ impl Pmd {
                     continue;
                 }
                 let had_work = poll(polled, &ledger, forwarder.stats(), &mut frames, limit);
+                if !had_work {
+                    polled.vain = polled.vain.saturating_add(1);
+                    in_vain = true;
+                    continue;
+                }
+                if std::mem::take(&mut in_vain) {
+                    // What went before is not this queue's.
+                    tick = tsc();
+                }
                 let count = frames.len();
                 if count > 0 {
                     packets += count;
                     forwarder.burst(&snapshot, &polled.port, polled.queue, &mut frames, now);
                 }
                 let before = std::mem::replace(&mut tick, tsc());
-                if had_work {
-                    let time = tick.wrapping_sub(before);
-                    polled.busy.add(time);
-                    turns.charge(number, time, count);
-                    worked = true;
-                    polled.vain = 0;
-                } else {
-                    polled.vain = polled.vain.saturating_add(1);
-                }
+                let time = tick.wrapping_sub(before);
+                polled.busy.add(time);
+                turns.charge(number, time, count);
+                worked = true;
+                polled.vain = 0;
             }
-            if queues.is_empty() {
+            if in_vain || tick == last {
                 tick = tsc();
             }
             if packets > 0 {
@@ -202,6 +232,7 @@ fn polled_queues(snapshot: &Snapshot, thread: usize) -> Vec<Polled> {
                 queue: assigned.queue.queue,
                 busy: assigned.busy.clone(),
                 vain: 0,
+                looks: 0,
                 rung: Cell::new(false),
             })
         })

@@ -1,5 +1,5 @@
-//! Two stacks of mbufs in place of a switch: what it is sent is empty again at once, and what it delivers comes back to be
-//! delivered again.
+//! Two stacks of mbufs in place of a switch: what it is sent is empty again at once, or delivered again, and what it delivers
+//! comes back to be delivered again.
 
 use std::os::fd::{AsFd, BorrowedFd};
 
@@ -12,6 +12,7 @@ use vswitch_common::port::layout::ClientStats;
 pub struct Stacks {
     empty: Vec<Mbuf>,
     frames: Vec<Mbuf>,
+    echo: bool,
     stats: ClientStats,
     doorbell: EventFd,
 }
@@ -22,8 +23,19 @@ impl Stacks {
         Stacks {
             empty,
             frames,
+            echo: false,
             stats: ClientStats::default(),
             doorbell: EventFd::new().expect("descriptors"),
+        }
+    }
+
+    /// A switch that has `frames` to deliver, and delivers what it is sent.
+    // One of the benches has no use for it.
+    #[allow(dead_code)]
+    pub fn echo(frames: Vec<Mbuf>) -> Stacks {
+        Stacks {
+            echo: true,
+            ..Stacks::new(Vec::new(), frames)
         }
     }
 }
@@ -40,7 +52,12 @@ impl SwitchPort for Stacks {
     }
 
     fn send(&mut self, frames: &mut Burst) {
-        self.empty.extend(frames.drain(..));
+        let stack = if self.echo {
+            &mut self.frames
+        } else {
+            &mut self.empty
+        };
+        stack.extend(frames.drain(..));
     }
 
     fn receive(&mut self, out: &mut Burst) {

@@ -3,7 +3,9 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use vswitch_common::mbuf::prefetch;
+use vswitch_common::mbuf::{prefetch, prefetch_for_write};
+
+const CACHE_LINE: usize = 64;
 
 /// Bytes of guest memory within one region, valid as long as the memory table is borrowed.
 ///
@@ -68,9 +70,36 @@ impl<'m> Span<'m> {
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.host.as_ptr().add(offset), bytes.len()) };
     }
 
-    /// Starts loading the cache line at `offset`.
+    /// Copies `bytes` to `offset`, unless they are there already: a cache line that stays as it is stays in everybody's cache.
+    ///
+    /// # Panics
+    /// If the span is shorter.
     #[inline]
-    pub fn prefetch(&self, offset: usize) {
-        prefetch(self.host.as_ptr().wrapping_add(offset));
+    pub fn update<const N: usize>(&self, offset: usize, bytes: &[u8; N]) {
+        let mut present = [0; N];
+        self.read(offset, &mut present);
+        if present != *bytes {
+            self.write(offset, bytes);
+        }
+    }
+
+    /// Starts loading the first two cache lines, to be read.
+    #[inline]
+    pub fn prefetch(&self) {
+        prefetch(self.host.as_ptr());
+        prefetch(self.host.as_ptr().wrapping_add(CACHE_LINE));
+    }
+
+    /// Starts loading the first two cache lines, to be written. One that has nothing but the first `header` bytes in it may stay as
+    /// it is ([`Span::update`]), and is loaded to be read.
+    #[inline]
+    pub fn prefetch_for_write(&self, header: usize) {
+        let first = self.host.as_ptr();
+        if CACHE_LINE - first.addr() % CACHE_LINE == header {
+            prefetch(first);
+        } else {
+            prefetch_for_write(first);
+        }
+        prefetch_for_write(first.wrapping_add(CACHE_LINE));
     }
 }

@@ -37,6 +37,9 @@ pub type Gate<P> = vswitch_sync::gate::Gate<State<P>, Doorbell>;
 /// How long a pump looks for work in vain before it sleeps.
 const PATIENCE: Duration = Duration::from_micros(20);
 
+/// Bytes that a pump copies before others on its CPU have their turn: few enough for them to find these frames in its cache.
+const TURN: usize = 128 << 10;
+
 /// What a pump works on.
 #[derive(Debug)]
 pub struct State<P> {
@@ -124,6 +127,18 @@ impl<P: SwitchPort> State<P> {
     fn polls(&self) -> bool {
         let runs = |lane: &Option<Lane<Ring>>| lane.as_ref().is_some_and(Lane::runs);
         (runs(&self.tx) || runs(&self.rx)) && self.seats.iter().any(|seat| seat.port.busy_poll())
+    }
+
+    /// Bytes copied in this turn.
+    #[inline]
+    fn copied(&self) -> usize {
+        self.seats.iter().map(|seat| seat.copied).sum()
+    }
+
+    /// Lets others on this CPU have their turn.
+    fn give_way(&mut self) {
+        self.seats.iter_mut().for_each(|seat| seat.copied = 0);
+        std::thread::yield_now();
     }
 
     /// Drops the frames that wait for the guest: its driver stops, and the next one must not find them.
@@ -218,12 +233,15 @@ fn run<P: SwitchPort>(gate: &Gate<P>) {
         let standings = state.step();
         if standings.busy() {
             idle_since = None;
+            if state.copied() >= TURN {
+                state.give_way();
+            }
             continue;
         }
         let now = Instant::now();
         if now - *idle_since.get_or_insert(now) < PATIENCE || state.polls() {
             // Whoever has the frames may wait for this very CPU.
-            std::thread::yield_now();
+            state.give_way();
             continue;
         }
         sleeper.sleep(&mut state, standings, gate.bell().as_fd());

@@ -190,6 +190,49 @@ fn frames_reach_the_guest_behind_a_header() {
     bench.assert_all_mbufs_home();
 }
 
+/// The switch has no empty mbufs: those that came with frames for the guest do.
+#[test]
+fn mbufs_of_delivered_frames_carry_what_the_guest_sends_next() {
+    let mut bench = Bench::new(V1);
+    bench.offer_rx(10, 1600);
+    (0..10).for_each(|i| bench.port.deliver(&frame(100, i)));
+    let held: Vec<_> = bench
+        .port
+        .switch(|switch| std::iter::from_fn(|| switch.buffers.empty()).collect());
+    bench.run();
+    assert_eq!(bench.rx.used().len(), 10);
+    let sent: Vec<Vec<u8>> = (0..11).map(|i| frame(60 + i, i as u8)).collect();
+    for (i, bytes) in sent.iter().enumerate() {
+        bench.transmit(TX_BUFFERS + i as u64 * 2048, &bench.plain(), bytes, 2048);
+    }
+    assert_eq!(
+        bench.run().to_switch,
+        Standing::AwaitsSwitch,
+        "ten mbufs, eleven frames"
+    );
+    assert_eq!(bench.port.collect(), sent[..10]);
+    bench
+        .port
+        .switch(|switch| held.into_iter().for_each(|mbuf| switch.buffers.give_back(mbuf)));
+    bench.run();
+    assert_eq!(bench.port.collect(), sent[10..]);
+    bench.assert_all_mbufs_home();
+}
+
+#[test]
+fn what_is_copied_counts_until_others_have_had_their_turn() {
+    let mut bench = Bench::new(V1);
+    bench.offer_rx(2, 1600);
+    bench.port.deliver(&frame(100, 1));
+    bench.port.deliver(&frame(200, 2));
+    bench.transmit(TX_BUFFERS, &bench.plain(), &frame(1000, 3), 2048);
+    bench.run();
+    // Headers are among them.
+    assert_eq!(bench.state.copied(), 3 * 12 + 100 + 200 + 1000);
+    bench.state.give_way();
+    assert_eq!(bench.state.copied(), 0);
+}
+
 #[test]
 fn a_legacy_driver_has_a_shorter_header() {
     let mut bench = Bench::new(0);
@@ -430,10 +473,13 @@ fn one_pump_serves_several_queue_pairs() {
     bench.run();
     assert_eq!(peek(&bench.memory, at + 12, 60), frame(60, 1));
     assert_eq!(peek(&bench.memory, at + 1612, 60), frame(60, 2));
+    let mut kept = std::mem::take(&mut bench.state.seats[1].empties);
+    other.clone().release(&mut kept);
     assert!(
         other.switch(|switch| switch.buffers.complete()),
-        "its mbuf went back to it"
+        "its mbuf stays with it"
     );
+    bench.assert_all_mbufs_home();
 }
 
 #[test]

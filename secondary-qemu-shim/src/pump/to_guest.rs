@@ -93,6 +93,7 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
         }
     }
     queue.complete(&written);
+    seat.copied += written.iter().sum::<u32>() as usize;
     let stats = seat.port.stats();
     count(&stats.rx_frames, delivered);
     count(&stats.rx_large, large);
@@ -180,7 +181,7 @@ fn deliver_plain(frame: &Mbuf, room: &Room<'_, '_>, written: &mut ArrayVec<u32, 
     } else {
         net_header::PLAIN
     };
-    buffer.write(0, &header);
+    buffer.update(0, &header);
     buffer.write(HEADER_MAX, bytes);
     written.push(len as u32);
     true

@@ -80,20 +80,24 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
     // Without mbufs one chain is looked at, to tell "nothing to send" from "waits for the switch".
     queue.take(memory, Access::Read, seat.empties.len().max(1), &mut chains)?;
     let mut result = Ok(());
-    let mut used = 0;
+    let (mut used, mut copied) = (0, 0);
     while used < chains.len() {
         let Some(mut mbuf) = seat.empties.pop() else {
             break;
         };
         let plain = chains.plain().get(used);
-        if plain.is_some_and(|buffer| copy_plain(buffer, *features, &mut mbuf)) {
+        if let Some(buffer) = plain.filter(|buffer| copy_plain(buffer, *features, &mut mbuf)) {
             seat.outgoing.push(mbuf);
+            copied += buffer.len();
             used += 1;
             continue;
         }
         let (buffers, bytes) = chains.get(used);
         match copy(buffers, bytes, *features, &mut mbuf, seat) {
-            Ok(()) => seat.outgoing.push(mbuf),
+            Ok(()) => {
+                seat.outgoing.push(mbuf);
+                copied += bytes;
+            }
             Err(why) => {
                 seat.empties.push(mbuf);
                 match why {
@@ -109,6 +113,7 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
         used += 1;
     }
     queue.complete(&NOTHING_WRITTEN[..used]);
+    seat.copied += copied;
     result.map(|()| Taken {
         seen: chains.len(),
         used,

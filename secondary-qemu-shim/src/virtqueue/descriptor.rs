@@ -4,6 +4,7 @@ use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRI
 
 use super::{Access, Fault, MAX_CHAIN};
 use crate::guest_memory::{GuestMemory, Span};
+use crate::net_header::HEADER_MAX;
 
 /// Bytes of a descriptor (virtio 1.2 §2.7.5, §2.8.12).
 pub(super) const DESCRIPTOR: usize = 16;
@@ -29,7 +30,7 @@ impl Descriptor {
         self.flags & flag != 0
     }
 
-    /// The buffer that it names, if it is all of a chain and nothing is wrong with it.
+    /// The buffer that it names, if it is all of a chain and nothing is wrong with it; its first bytes are being loaded then.
     #[inline]
     pub fn plain<'m>(&self, memory: &'m GuestMemory, access: Access) -> Option<Span<'m>> {
         let flags = match access {
@@ -39,7 +40,12 @@ impl Descriptor {
         if self.flags & (NEXT | INDIRECT | WRITE) != flags || self.len == 0 {
             return None;
         }
-        memory.span(self.address, self.len)
+        let buffer = memory.span(self.address, self.len)?;
+        match access {
+            Access::Read => buffer.prefetch(),
+            Access::Write => buffer.prefetch_for_write(HEADER_MAX),
+        }
+        Some(buffer)
     }
 
     /// The buffer that it names.

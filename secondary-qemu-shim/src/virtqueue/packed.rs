@@ -390,7 +390,6 @@ impl Virtqueue for PackedQueue {
                 return None;
             }
             let buffer = descriptor(ring, at, word).plain(memory, access)?;
-            buffer.prefetch(0);
             heads.push(Head {
                 at,
                 word,

@@ -260,9 +260,7 @@ impl Virtqueue for SplitQueue {
         let heads = &self.heads[..known];
         chains.extend_plain(heads.iter().map_while(|&head| {
             let (descriptor, _) = parse(self.descriptors.read(usize::from(head) * DESCRIPTOR));
-            let buffer = descriptor.plain(memory, access)?;
-            buffer.prefetch(0);
-            Some(buffer)
+            descriptor.plain(memory, access)
         }));
         let mut walked = chains.len();
         for &head in &heads[walked..] {

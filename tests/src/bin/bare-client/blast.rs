@@ -35,8 +35,8 @@ struct Blast {
     window: u64,
     sent: u64,
     start: Instant,
-    /// Mbufs to send in.
-    empty: ArrayVec<Mbuf, BURST>,
+    /// Mbufs to send in: those of frames that came, and others where these are too few.
+    empty: ArrayVec<Mbuf, { SPELL * BURST }>,
 }
 
 impl Client {
@@ -47,7 +47,7 @@ impl Client {
         let queue = self.queues.first_mut().ok_or("not attached")?;
         let mut received = 0;
         for turn in 1u32.. {
-            received += drain(queue);
+            received += drain(queue, blast.as_mut());
             if let Some(blast) = &mut blast {
                 (0..SPELL).all(|_| blast.send(queue, received));
             }
@@ -60,7 +60,7 @@ impl Client {
             }
         }
         // What came before the command did.
-        received += drain(queue);
+        received += drain(queue, None);
         let sent = blast.map_or(0, |mut blast| {
             queue.release(&mut blast.empty);
             blast.sent
@@ -69,8 +69,8 @@ impl Client {
     }
 }
 
-/// Takes all that waits and gives it back; how many that was.
-fn drain(queue: &mut QueuePair) -> u64 {
+/// Takes all that waits, keeps of it what can be sent next and gives the rest back; how many that was.
+fn drain(queue: &mut QueuePair, mut blast: Option<&mut Blast>) -> u64 {
     let mut received = 0;
     let mut frames = ArrayVec::<Mbuf, { 2 * BURST }>::new();
     loop {
@@ -79,6 +79,10 @@ fn drain(queue: &mut QueuePair) -> u64 {
             return received;
         }
         received += frames.len() as u64;
+        if let Some(Blast { empty, .. }) = &mut blast {
+            let rest = frames.len().saturating_sub(empty.remaining_capacity());
+            empty.extend(frames.drain(rest..));
+        }
         queue.release(&mut frames);
     }
 }
@@ -124,9 +128,12 @@ impl Blast {
             let due = self.start.elapsed().as_micros() as u64 * self.rate / 1_000_000;
             want = want.min(due.saturating_sub(self.sent) as usize);
         }
-        queue.alloc(&mut self.empty);
-        let rest = self.empty.len() - want.min(self.empty.len());
-        let mut frames: ArrayVec<Mbuf, BURST> = self.empty.drain(rest..).collect();
+        let mut frames = ArrayVec::<Mbuf, BURST>::new();
+        frames.extend(self.empty.drain(self.empty.len().saturating_sub(want)..));
+        if frames.len() < want {
+            queue.alloc(&mut frames);
+            self.empty.extend(frames.drain(want.min(frames.len())..));
+        }
         for frame in &mut frames {
             let header = self.header();
             frame.room_mut()[..header.len()].copy_from_slice(&header);
