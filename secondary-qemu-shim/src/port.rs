@@ -32,8 +32,12 @@ pub trait SwitchPort: Send {
     fn arm(&self);
     /// Awake again.
     fn disarm(&self);
+    /// Takes the rings so far.
+    fn silence(&self);
     /// Readable when rung.
     fn doorbell(&self) -> BorrowedFd<'_>;
+    /// The switch wants it polled. The doorbell rings when that changes.
+    fn busy_poll(&self) -> bool;
     /// The counters that the switch shows.
     fn stats(&self) -> &ClientStats;
 }
@@ -79,8 +83,17 @@ impl SwitchPort for QueuePair {
         self.disarm_doorbell();
     }
 
+    fn silence(&self) {
+        self.silence_doorbell();
+    }
+
     fn doorbell(&self) -> BorrowedFd<'_> {
         QueuePair::doorbell(self)
+    }
+
+    #[inline]
+    fn busy_poll(&self) -> bool {
+        QueuePair::busy_poll(self)
     }
 
     fn stats(&self) -> &ClientStats {

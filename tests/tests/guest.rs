@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::time::ClockId;
+use nix::unistd::Pid;
 use vswitch_common::stats::Counter;
 use vswitch_tests::bare::Traffic;
 use vswitch_tests::frames::{Mac, mac};
@@ -246,6 +248,86 @@ fn a_shim_waits_for_its_switch() {
         guest,
     };
     net.wait_for_echo();
+}
+
+/// The clock of a process says whether its threads poll.
+#[track_caller]
+fn assert_process_polls(pid: i32, polls: bool) {
+    let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).unwrap();
+    let took = |wall: Duration| {
+        let before = clock.now().unwrap();
+        std::thread::sleep(wall);
+        Duration::from(clock.now().unwrap() - before)
+    };
+    eventually(if polls { "it polls" } else { "it sleeps" }, || {
+        if polls {
+            // On a busy machine it does not have a CPU to itself.
+            took(Duration::from_millis(100)) > Duration::from_millis(10)
+        } else {
+            took(Duration::from_millis(300)) < Duration::from_millis(2)
+        }
+    });
+}
+
+#[track_caller]
+fn assert_polls(shim: &Shim, polls: bool) {
+    assert_process_polls(shim.server().expect("the shim runs"), polls);
+}
+
+/// Rings that have woken somebody keep nobody awake.
+#[test]
+fn everybody_sleeps_when_all_is_done() {
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    assert_polls(&net.shim, false);
+    assert_process_polls(net.switch.pid(), false);
+    net.switch
+        .vsctl("set Open_vSwitch . other_config:pmd-sleep-max=0");
+    assert_process_polls(net.switch.pid(), true);
+    net.wait_for_echo();
+    net.switch
+        .vsctl("remove Open_vSwitch . other_config pmd-sleep-max");
+    assert_process_polls(net.switch.pid(), false);
+    net.wait_for_echo();
+    assert_process_polls(net.switch.pid(), false);
+    assert_polls(&net.shim, false);
+}
+
+/// `options:busy-poll` reaches a client that is attached, both ways, and one that attaches. A wrong value is named, and the
+/// port works.
+#[test]
+fn a_guest_is_polled_where_its_port_says_so() {
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    assert_polls(&net.shim, false);
+    net.switch.vsctl("set Interface dpdkr2 options:busy-poll=true");
+    assert_polls(&net.shim, true);
+    net.wait_for_echo();
+
+    let complaint = net
+        .switch
+        .vsctl_complaint("set Interface dpdkr2 options:busy-poll=yes");
+    let text = "options:busy-poll=yes is neither true nor false";
+    assert!(complaint.is_empty() || complaint.contains(text), "{complaint}");
+    assert!(net.switch.get("Interface", "dpdkr2", "error").contains(text));
+    assert_polls(&net.shim, false);
+    net.wait_for_echo();
+
+    net.switch.vsctl("set Interface dpdkr2 options:busy-poll=true");
+    assert_polls(&net.shim, true);
+    net.shim.process().kill();
+    net.shim.restart();
+    net.wait_for_echo();
+    assert_polls(&net.shim, true);
+    net.switch.vsctl("remove Interface dpdkr2 options busy-poll");
+    assert_polls(&net.shim, false);
+    net.wait_for_echo();
+
+    // A driver that stops costs nothing.
+    net.switch.vsctl("set Interface dpdkr2 options:busy-poll=true");
+    assert_polls(&net.shim, true);
+    drop(net.guest);
+    assert_polls(&net.shim, false);
 }
 
 /// With guest and shim gone by SIGKILL, every mbuf is back.

@@ -46,6 +46,16 @@ impl Ours {
             .try_for_each(|pid| threads::pin(pid, cpu))
     }
 
+    /// From now on nobody on the switch's side sleeps.
+    pub fn poll(&self) {
+        self.switch
+            .vsctl("set Open_vSwitch . other_config:pmd-sleep-max=0");
+        for port in PORTS {
+            self.switch
+                .vsctl(&format!("set Interface dpdkr{port} options:busy-poll=true"));
+        }
+    }
+
     /// TSC cycles that all threads of the switch and of its shims have run for.
     pub fn all_cycles(&self) -> anyhow::Result<f64> {
         let mut time = threads::cpu_time(self.switch.pid())?;

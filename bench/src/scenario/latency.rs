@@ -97,8 +97,7 @@ fn ours(effort: &Effort) -> anyhow::Result<Vec<(&'static str, Timed)>> {
     guests.wait()?;
     let mut points = vec![("idle, asleep", guests.alone(GAP_ASLEEP, effort.measure)?)];
     points.extend(loads(&mut guests, effort)?);
-    ours.switch
-        .vsctl("set Open_vSwitch . other_config:pmd-sleep-max=0");
+    ours.poll();
     points.push(("idle, polling", guests.alone(GAP_POLLING, effort.measure)?));
     Ok(points)
 }

@@ -359,14 +359,26 @@ impl QueuePair {
     }
 
     /// Awake again: no more rings, please.
+    #[inline]
     pub fn disarm_doorbell(&self) {
         self.control.get().client_sleeps.disarm();
+    }
+
+    /// Takes the rings so far. Before arming at the latest, or the next sleep ends at once.
+    pub fn silence_doorbell(&self) {
         self.to_client.silence();
     }
 
     /// Readable when the switch has rung.
     pub fn doorbell(&self) -> BorrowedFd<'_> {
         self.to_client.as_fd()
+    }
+
+    /// The switch wants this queue pair polled: its user pays with a CPU for the time that waking up takes. The doorbell
+    /// rings when that changes, armed or not.
+    #[inline]
+    pub fn busy_poll(&self) -> bool {
+        self.control.get().busy_poll.wanted()
     }
 
     /// The counters this client keeps for the switch to show.

@@ -4,7 +4,7 @@
 
 use std::mem::offset_of;
 use std::ptr::NonNull;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use dpdk_sys as sys;
 
@@ -42,12 +42,35 @@ pub struct ClientStats {
     reserved: [AtomicU64; 4],
 }
 
+/// "Poll, and don't sleep": what the switch asks of a client. The client may have written there as well, so the switch
+/// does not read it.
+#[repr(transparent)]
+#[derive(Debug, Default)]
+pub struct BusyPoll(AtomicU32);
+
+impl BusyPoll {
+    /// The switch: asks for it, or for it no longer.
+    pub fn set(&self, on: bool) {
+        self.0.store(on.into(), Ordering::Relaxed);
+    }
+
+    /// The client: is it asked for?
+    #[inline]
+    pub fn wanted(&self) -> bool {
+        self.0.load(Ordering::Relaxed) != 0
+    }
+}
+
 /// Shared state of a queue pair, beside its four rings. Each side writes its own cache lines only.
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct QueueControl {
     /// Set by the switch before it sleeps: ring its doorbell after putting something on `tx` or `rx_free`.
     pub switch_sleeps: NeedWakeup,
+    /// Whether the client is to poll. Beside a flag that it looks at with every burst and that is written at sleep only: to
+    /// look here costs it nothing.
+    pub busy_poll: BusyPoll,
+    reserved: [AtomicU32; 14],
     /// Set by the client before it sleeps: the switch rings after putting something on `rx` or `tx_alloc`.
     pub client_sleeps: NeedWakeup,
     /// Written by the client.
@@ -55,7 +78,8 @@ pub struct QueueControl {
 }
 
 const _: () = assert!(size_of::<ClientStats>() == 128);
-const _: () = assert!(size_of::<NeedWakeup>() == 64);
+const _: () = assert!(size_of::<NeedWakeup>() == 4);
+const _: () = assert!(offset_of!(QueueControl, busy_poll) == 4);
 const _: () = assert!(offset_of!(QueueControl, client_sleeps) == 64);
 const _: () = assert!(offset_of!(QueueControl, stats) == 128);
 const _: () = assert!(size_of::<QueueControl>() == 256);

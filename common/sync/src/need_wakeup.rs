@@ -5,8 +5,8 @@
 
 use crate::sync::atomic::{AtomicU32, Ordering, fence};
 
-/// The flag. In shared memory, alone on its cache line.
-#[repr(C, align(64))]
+/// The flag. In shared memory, on a cache line without what is written often.
+#[repr(transparent)]
 #[derive(Debug, Default)]
 pub struct NeedWakeup(AtomicU32);
 

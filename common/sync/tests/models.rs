@@ -60,10 +60,10 @@ struct Sleeper {
 }
 
 impl Sleeper {
-    /// As PMD threads do.
+    /// As PMD threads do: the rings that ended the last sleep are taken before the next one.
     fn sleep_unless(&self, has_work: impl FnOnce() -> bool) {
-        need_wakeup::sleep(std::iter::once(&self.flag), has_work, || self.bell.wait());
         self.bell.silence();
+        need_wakeup::sleep(std::iter::once(&self.flag), has_work, || self.bell.wait());
     }
 
     /// As whoever has published something does.
@@ -243,8 +243,8 @@ fn a_sleeper_hears_each_of_two_peers() {
             let new: usize = consumers.iter_mut().flat_map(|c| take(c, 1)).sum();
             if new == 0 {
                 let mut has_work = || consumers.iter_mut().any(|c| c.available().unwrap() > 0);
-                need_wakeup::sleep(flags.iter(), &mut has_work, || bell.wait());
                 bell.silence();
+                need_wakeup::sleep(flags.iter(), &mut has_work, || bell.wait());
             }
             sum += new;
         }

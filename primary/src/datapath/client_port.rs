@@ -125,6 +125,11 @@ impl Session {
         &self.queues
     }
 
+    /// Asks the client to poll, or no longer to.
+    pub fn set_busy_poll(&self, on: bool) {
+        self.queues.iter().for_each(|queue| queue.set_busy_poll(on));
+    }
+
     /// The queue pair by which goes what came in by queue `number` of another port.
     #[inline]
     pub fn queue(&self, number: usize) -> &Queue {
@@ -348,6 +353,12 @@ impl Queue {
     /// Readable when the client has rung.
     pub fn doorbell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+
+    fn set_busy_poll(&self, on: bool) {
+        self.control.get().busy_poll.set(on);
+        // Not only if it has asked for it: it may sleep waiting for its guest alone.
+        self.to_client.ring();
     }
 
     /// What the client counts.

@@ -1,6 +1,7 @@
 //! A PMD thread: polls its receive queues, forwards what comes, sleeps when nothing does.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::cell::Cell;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
@@ -9,7 +10,7 @@ use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::time::TimeSpec;
 use vswitch_common::mbuf::Mbuf;
-use vswitch_common::port::doorbell::need_wakeup;
+use vswitch_common::port::doorbell::{Doorbell, need_wakeup};
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
@@ -71,9 +72,19 @@ struct Polled {
     vain: u32,
     /// Looks at it while it was quiet.
     looks: u32,
+    /// Its doorbell has rung and was not silenced so far.
+    rung: Cell<bool>,
 }
 
 impl Polled {
+    /// The client's queue pair, if it is one.
+    fn client(&self) -> Option<&Queue> {
+        match &self.port.io {
+            Io::Client(session) => Some(&session.queues()[usize::from(self.queue)]),
+            Io::Ethdev(_) | Io::Down => None,
+        }
+    }
+
     #[inline]
     fn is_quiet(&self) -> bool {
         self.vain >= QUIET_AFTER
@@ -118,6 +129,7 @@ impl Pmd {
         let mut last = tsc();
         let mut idle_since = last;
         let mut looked_at_quiet = last;
+        let wake_rung = Cell::new(false);
         let mut frames = ArrayVec::<Mbuf, BURST>::new();
 
         while !control.stop.load(Ordering::Relaxed) {
@@ -192,10 +204,9 @@ impl Pmd {
                 sleep(
                     &queues,
                     snapshot.max_sleep,
-                    publisher.wake(thread).as_fd(),
+                    (publisher.wake(thread), &wake_rung),
                     forwarder.stats(),
                 );
-                publisher.wake(thread).silence();
                 last = tsc();
                 forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
@@ -222,6 +233,7 @@ fn polled_queues(snapshot: &Snapshot, thread: usize) -> Vec<Polled> {
                 busy: assigned.busy.clone(),
                 vain: 0,
                 looks: 0,
+                rung: Cell::new(false),
             })
         })
         .collect()
@@ -268,33 +280,43 @@ fn poll(
 }
 
 /// Sleeps until a client, the host kernel or the control thread rings, or for as long as devices without doorbells may
-/// wait.
-fn sleep(queues: &[Polled], max: Option<Duration>, wake: BorrowedFd<'_>, stats: &PortBlock) {
-    let clients = || {
-        queues.iter().filter_map(|p| match &p.port.io {
-            Io::Client(session) => Some(&session.queues()[usize::from(p.queue)]),
-            _ => None,
-        })
-    };
+/// wait. What has rung is silenced before the next sleep: on waking up a frame is there, and each system call would keep it
+/// waiting.
+fn sleep(queues: &[Polled], max: Option<Duration>, wake: (&Doorbell, &Cell<bool>), stats: &PortBlock) {
+    let clients = || queues.iter().filter_map(Polled::client);
+    let (wake, wake_rung) = wake;
+    if wake_rung.take() {
+        wake.silence();
+    }
+    for polled in queues.iter().filter(|polled| polled.rung.take()) {
+        if let Some(client) = polled.client() {
+            client.silence();
+        }
+    }
     let block = || {
-        let device_bells = queues.iter().filter_map(|p| match &p.port.io {
-            Io::Ethdev(io) => Some(io.doorbell(p.queue)),
-            _ => None,
+        let bells = queues.iter().filter_map(|polled| match &polled.port.io {
+            Io::Client(_) => Some((polled, polled.client().map(Queue::doorbell))),
+            Io::Ethdev(io) => Some((polled, io.doorbell(polled.queue))),
+            Io::Down => None,
         });
-        let silent = device_bells.clone().any(|bell| bell.is_none());
+        let silent = bells.clone().any(|(_, bell)| bell.is_none());
         let longest = if silent { DEVICE_SLEEP } else { MAX_SLEEP };
         let timeout = max.map_or(longest, |m| m.min(longest));
-        let mut fds: Vec<PollFd> = vec![PollFd::new(wake, PollFlags::POLLIN)];
-        let bells = clients().map(|q| q.doorbell()).chain(device_bells.flatten());
-        fds.extend(bells.map(|bell| PollFd::new(bell, PollFlags::POLLIN)));
+        let bells = bells.filter_map(|(polled, bell)| Some((&polled.rung, bell?)));
+        let bells = || std::iter::once((wake_rung, wake.as_fd())).chain(bells.clone());
+        let mut fds: Vec<PollFd> = bells()
+            .map(|(_, bell)| PollFd::new(bell, PollFlags::POLLIN))
+            .collect();
         stats.thread().sleep();
         // Errors (a signal) are a wake-up like any other.
         let _ = ppoll(&mut fds, Some(TimeSpec::from_duration(timeout)), None);
+        for ((rung, _), fd) in bells().zip(&fds) {
+            rung.set(fd.any() != Some(false));
+        }
     };
     need_wakeup::sleep(
         clients().map(Queue::sleeps),
         || clients().any(Queue::has_work),
         block,
     );
-    clients().for_each(Queue::silence);
 }

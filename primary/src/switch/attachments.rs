@@ -111,7 +111,8 @@ impl Ports for Switch {
         // EAL made an IPC socket for it, which nobody shall wait on.
         ethdev::leave_ipc(&ethdev::eal_runtime_dir());
         let state = self.client_port(hello.port)?;
-        let (Some(index), mtu, name) = (state.index(), state.mtu, state.name.clone()) else {
+        let (mtu, name, busy_poll) = (state.mtu, state.name.clone(), state.busy_poll);
+        let Some(index) = state.index() else {
             let text = format!("port {} is not set up", hello.port);
             return Err(Refused {
                 reason: Reason::NoSuchPort,
@@ -169,6 +170,9 @@ impl Ports for Switch {
             .map(|(m, (bell, ringer))| (m, bell, ringer));
         // SAFETY: the rings are this port's, just emptied, and there is no other session: the last one was released.
         let session = Arc::new(unsafe { Session::new(index, parts.collect()) });
+        if busy_poll {
+            session.set_busy_poll(true);
+        }
         self.clients.claims.insert(
             hello.port,
             Claim {

@@ -171,6 +171,11 @@ fn in_full(devargs: &str) -> String {
     pci::address(device).map_or_else(|| devargs.to_owned(), |address| address + arguments)
 }
 
+/// Is the client of this port to poll when it is idle? What is wrong with the row otherwise.
+pub fn busy_poll(interface: &InterfaceConfig) -> Result<bool, String> {
+    switch(interface, "busy-poll").map_err(|e| format!("{e}; its client sleeps when idle"))
+}
+
 fn switch(interface: &InterfaceConfig, option: &str) -> Result<bool, String> {
     match interface.options.get(option).map(String::as_str) {
         None | Some("false") => Ok(false),
@@ -252,6 +257,26 @@ mod tests {
         let other = nic("01:00.0,x=1", ("rx-flow-ctrl", "true"));
         assert!(one.is_same_place(&other) && one != other, "{one:?} {other:?}");
         assert!(!one.is_same_place(&nic("02:00.0,x=1", ("n_rxq", "4"))));
+    }
+
+    #[test]
+    fn busy_polling_is_asked_for_by_the_word() {
+        let busy_poll = |options: &[(&str, &str)]| {
+            super::busy_poll(&InterfaceConfig {
+                options: options.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
+                ..Default::default()
+            })
+        };
+        assert_eq!(busy_poll(&[]), Ok(false));
+        assert_eq!(busy_poll(&[("busy-poll", "false")]), Ok(false));
+        assert_eq!(busy_poll(&[("busy-poll", "true")]), Ok(true));
+        for wrong in ["yes", "1", "", "True"] {
+            let error = busy_poll(&[("busy-poll", wrong)]).unwrap_err();
+            assert!(
+                error.contains(&format!("options:busy-poll={wrong} is neither")),
+                "{error}"
+            );
+        }
     }
 
     #[test]

@@ -89,6 +89,8 @@ pub struct PortState {
     pub limiter: Option<Arc<Limiter>>,
     /// The CPUs that receive queues are pinned to.
     pub affinity: BTreeMap<u16, usize>,
+    /// Its client is to poll when idle.
+    pub busy_poll: bool,
     /// What is wrong with its row, though it works.
     pub complaint: Option<String>,
     pub kind: Kind,

@@ -12,7 +12,7 @@ use vswitch_control::{MacAddr, Uuid};
 
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
-use super::kind::Kind;
+use super::kind::{self, Kind};
 use super::limits;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_KERNEL_MTU, MAX_MTU, PortState, Switch};
 use crate::attach::{Notice, Refused};
@@ -175,7 +175,10 @@ impl Switch {
         let affinity = settings::affinity(&wanted.interface.other_config);
         let unpinned = affinity.as_ref().err().cloned();
         let affinity = affinity.unwrap_or_default();
-        let complaints = [unlimited, unpinned].into_iter().flatten();
+        let busy_poll = kind::busy_poll(wanted.interface);
+        let sleeps = busy_poll.as_ref().err().cloned();
+        let busy_poll = busy_poll.unwrap_or_default();
+        let complaints = [unlimited, unpinned, sleeps].into_iter().flatten();
         let complaint = complaints.reduce(|one, other| format!("{one}; {other}"));
         let limiter = Limiter::new(limits, self.parts.clock).map(Arc::new);
         let asked = wanted
@@ -212,6 +215,12 @@ impl Switch {
                     self.restart_device(&wanted.interface.name, wanted_setup);
                 }
                 return;
+            }
+            let new_polling = std::mem::replace(&mut state.busy_poll, busy_poll) != busy_poll;
+            if let (true, Backend::Client { port, .. }) = (new_polling, &state.backend)
+                && let Some(claim) = self.clients.claims.get(port)
+            {
+                claim.session.set_busy_poll(busy_poll);
             }
             let new_mtu = std::mem::replace(&mut state.mtu, mtu) != mtu;
             match &mut state.backend {
@@ -271,6 +280,7 @@ impl Switch {
             mtu,
             limiter,
             affinity,
+            busy_poll,
             complaint,
             kind,
             backend,

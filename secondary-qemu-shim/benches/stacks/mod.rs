@@ -84,8 +84,14 @@ impl SwitchPort for Stacks {
 
     fn disarm(&self) {}
 
+    fn silence(&self) {}
+
     fn doorbell(&self) -> BorrowedFd<'_> {
         self.doorbell.as_fd()
+    }
+
+    fn busy_poll(&self) -> bool {
+        false
     }
 
     fn stats(&self) -> &ClientStats {

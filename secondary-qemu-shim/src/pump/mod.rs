@@ -1,7 +1,7 @@
 //! A pump: the thread that moves the frames of one queue pair, in both directions.
 //!
-//! It polls while there is work and sleeps when there is none. Everything it works on is its [`State`], which the
-//! control thread changes only while the pump stands still ([`Gate`](vswitch_sync::gate::Gate)): no lock, no atomic on the way of a frame.
+//! It polls while there is work and sleeps when there is none, unless the switch wants it to go on polling. Everything it
+//! works on is its [`State`], which the control thread changes only while the pump stands still ([`Gate`](vswitch_sync::gate::Gate)): no lock, no atomic on the way of a frame.
 
 mod cut;
 mod lane;
@@ -28,6 +28,8 @@ use vswitch_common::port::doorbell::Doorbell;
 
 use crate::port::SwitchPort;
 use crate::virtqueue::{BATCH, Ring};
+
+use sleep::Sleeper;
 
 /// What a pump's state is changed through.
 pub type Gate<P> = vswitch_sync::gate::Gate<State<P>, Doorbell>;
@@ -119,6 +121,12 @@ impl<P: SwitchPort> State<P> {
             };
         }
         Standings { to_switch, to_guest }
+    }
+
+    /// Is it to look for work for ever? Only for a guest whose driver runs: nobody pays for a VM that is off.
+    fn polls(&self) -> bool {
+        let runs = |lane: &Option<Lane<Ring>>| lane.as_ref().is_some_and(Lane::runs);
+        (runs(&self.tx) || runs(&self.rx)) && self.seats.iter().any(|seat| seat.port.busy_poll())
     }
 
     /// Bytes copied in this turn.
@@ -214,6 +222,7 @@ fn pin(cpu: usize) {
 fn run<P: SwitchPort>(gate: &Gate<P>) {
     let mut state = gate.enter();
     let mut idle_since: Option<Instant> = None;
+    let mut sleeper = Sleeper::default();
     // Looked at before the first round, too: it may have been stopped before it came to run.
     while !state.stop {
         if gate.wanted() {
@@ -230,12 +239,12 @@ fn run<P: SwitchPort>(gate: &Gate<P>) {
             continue;
         }
         let now = Instant::now();
-        if now - *idle_since.get_or_insert(now) < PATIENCE {
+        if now - *idle_since.get_or_insert(now) < PATIENCE || state.polls() {
             // Whoever has the frames may wait for this very CPU.
             state.give_way();
             continue;
         }
-        sleep::sleep(&mut state, standings, gate.bell().as_fd());
+        sleeper.sleep(&mut state, standings, gate.bell().as_fd());
         idle_since = None;
     }
 }

@@ -12,7 +12,8 @@ use vswitch_common::mbuf::{BUF_LEN, Checksum, DATA_ROOM, Mbuf, PRIV_LEN};
 use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::layout::ClientStats;
 
-use super::{Gate, Pump, State, sleep};
+use super::sleep::Sleeper;
+use super::{Gate, Pump, State};
 use crate::port::{Burst, SwitchPort};
 
 const MBUF: usize = 128 + PRIV_LEN + BUF_LEN;
@@ -53,8 +54,10 @@ impl<P: SwitchPort + 'static> Pump<P> {
             for _ in 0..limit {
                 let standings = state.step();
                 if !standings.busy() {
-                    // `change` has just rung it.
-                    sleep::sleep(state, standings, self.gate.bell().as_fd());
+                    // `change` has just rung the bell.
+                    let mut sleeper = Sleeper::default();
+                    sleeper.sleep(state, standings, self.gate.bell().as_fd());
+                    sleeper.silence(state);
                     return true;
                 }
             }
@@ -163,6 +166,10 @@ pub struct Switch {
     pub frames: VecDeque<Mbuf>,
     /// Everything that the guest sends comes back to it.
     pub echo: bool,
+    /// It wants to be polled.
+    pub busy_poll: bool,
+    /// How often the pump came by.
+    looks: u64,
     asleep: bool,
 }
 
@@ -184,6 +191,8 @@ impl Loopback {
             room: usize::MAX,
             frames: VecDeque::new(),
             echo: false,
+            busy_poll: false,
+            looks: 0,
             asleep: false,
         };
         Loopback {
@@ -201,6 +210,17 @@ impl Loopback {
             self.doorbell.write(1).unwrap();
         }
         result
+    }
+
+    /// Asks to be polled, or no longer.
+    pub fn set_busy_poll(&self, on: bool) {
+        self.switch(|switch| switch.busy_poll = on);
+        self.doorbell.write(1).unwrap();
+    }
+
+    /// How often the pump came by, for frames or to know whether to sleep.
+    pub fn looks(&self) -> u64 {
+        self.switch.lock().unwrap().looks
     }
 
     /// Puts a frame on the way to the guest.
@@ -248,6 +268,7 @@ impl SwitchPort for Loopback {
 
     fn receive(&mut self, out: &mut Burst) {
         let mut switch = self.switch.lock().unwrap();
+        switch.looks += 1;
         while !out.is_full() {
             let Some(mbuf) = switch.frames.pop_front() else {
                 break;
@@ -280,11 +301,20 @@ impl SwitchPort for Loopback {
 
     fn disarm(&self) {
         self.switch.lock().unwrap().asleep = false;
+    }
+
+    fn silence(&self) {
         let _ = self.doorbell.read();
     }
 
     fn doorbell(&self) -> BorrowedFd<'_> {
         self.doorbell.as_fd()
+    }
+
+    fn busy_poll(&self) -> bool {
+        let mut switch = self.switch.lock().unwrap();
+        switch.looks += 1;
+        switch.busy_poll
     }
 
     fn stats(&self) -> &ClientStats {

@@ -617,6 +617,98 @@ fn an_idle_pump_sleeps() {
     }
 }
 
+/// Whether a pump looks at its port again and again, or comes to rest.
+#[track_caller]
+fn assert_polls(port: &Loopback, polls: bool) {
+    let end = Instant::now() + Duration::from_secs(10);
+    let first = port.looks();
+    loop {
+        let before = port.looks();
+        std::thread::sleep(Duration::from_millis(20));
+        let now = port.looks();
+        let as_expected = if polls { now > first + 1000 } else { now == before };
+        if as_expected {
+            return;
+        }
+        assert!(Instant::now() < end, "expected that polls: {polls}");
+    }
+}
+
+/// A pump with the state of `bench`.
+fn pump_of(bench: &mut Bench) -> Pump<Loopback> {
+    let pump = Pump::start("busy", None).unwrap();
+    let state = std::mem::take(&mut bench.state);
+    pump.change(|slot| *slot = state);
+    pump
+}
+
+/// What has woken it does not keep it awake, even where its virtqueue has gone meanwhile.
+#[test]
+fn a_pump_that_was_woken_sleeps_again() {
+    let mut bench = Bench::new(MERGEABLE);
+    let port = bench.port.clone();
+    let pump = pump_of(&mut bench);
+    assert_polls(&port, false);
+    bench.kick.write(1).unwrap();
+    assert_polls(&port, false);
+    assert_eq!(bench.stat(|s| &s.kicks), 1);
+    port.deliver(&frame(60, 1));
+    assert_polls(&port, false);
+    bench.kick.write(1).unwrap();
+    assert_polls(&port, false);
+    pump.change(|state| {
+        state.rx.as_mut().unwrap().enabled = false;
+        state.seats.insert(0, Seat::new(1, Loopback::new(1)));
+    });
+    assert_polls(&port, false);
+}
+
+#[test]
+fn a_pump_polls_while_the_switch_wants_it() {
+    let mut bench = Bench::new(MERGEABLE);
+    let port = bench.port.clone();
+    let pump = pump_of(&mut bench);
+    assert_polls(&port, false);
+    assert_eq!(bench.tx.peek16(bench.tx.used_ring()), 0, "it asks for kicks");
+    port.set_busy_poll(true);
+    assert_polls(&port, true);
+    assert_eq!(bench.tx.peek16(bench.tx.used_ring()), 1, "it needs no kicks");
+    pump.change(|state| assert!(state.polls()));
+    assert_polls(&port, true);
+    port.set_busy_poll(false);
+    assert_polls(&port, false);
+
+    // Asleep till the guest gives buffers, it does not ask the switch to ring.
+    port.deliver(&frame(60, 1));
+    assert_polls(&port, false);
+    port.set_busy_poll(true);
+    assert_polls(&port, true);
+    drop(pump);
+}
+
+/// Nobody pays for a VM that is off, a driver that is not bound, one that broke its virtqueues, or a switch that is gone.
+#[test]
+fn a_pump_without_both_sides_sleeps_all_the_same() {
+    let mut bench = Bench::new(MERGEABLE);
+    let port = bench.port.clone();
+    port.set_busy_poll(true);
+    let pump = pump_of(&mut bench);
+    assert_polls(&port, true);
+    let seats = pump.change(State::unseat);
+    assert_polls(&port, false);
+    pump.change(|state| state.seats = seats);
+    assert_polls(&port, true);
+
+    let [mut tx, mut rx] = pump.change(|state| [state.tx.take(), state.rx.take()]);
+    assert_polls(&port, false);
+    tx.as_mut().unwrap().enabled = false;
+    rx.as_mut().unwrap().fault = Some(Fault::NoHeader { len: 0 });
+    pump.change(|state| (state.tx, state.rx) = (tx, rx));
+    assert_polls(&port, false);
+    pump.change(|state| state.tx.as_mut().unwrap().enabled = true);
+    assert_polls(&port, true);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

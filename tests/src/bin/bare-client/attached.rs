@@ -140,6 +140,7 @@ impl Client {
             let _ = poll(&mut fds, timeout.unwrap_or(PollTimeout::MAX));
         }
         self.queues.iter().for_each(QueuePair::disarm_doorbell);
+        self.queues.iter().for_each(QueuePair::silence_doorbell);
     }
 
     pub fn take(&mut self, mut words: Words<'_>) -> Result<String, String> {
