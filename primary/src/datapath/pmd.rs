@@ -129,6 +129,8 @@ impl Pmd {
         let mut last = tsc();
         let mut idle_since = last;
         let mut looked_at_quiet = last;
+        // Did the last round find work?
+        let mut worked = false;
         let wake_rung = Cell::new(false);
         let mut frames = ArrayVec::<Mbuf, BURST>::new();
 
@@ -144,15 +146,15 @@ impl Pmd {
             }
             let now = clock.at(last);
             let mut packets = 0;
-            let mut worked = false;
             // There were polls in vain since `tick`: reading the clock takes longer than most of them.
             let mut in_vain = false;
             let mut tick = last;
             // A thread with nothing to do looks at all, always.
-            let quiet_too = idle_since != last || last.wrapping_sub(looked_at_quiet) > quiet_ticks;
+            let quiet_too = !worked || last.wrapping_sub(looked_at_quiet) > quiet_ticks;
             if quiet_too {
                 looked_at_quiet = last;
             }
+            worked = false;
             turns.next_round();
             for (number, polled) in queues.iter_mut().enumerate() {
                 if polled.is_quiet() && !(quiet_too && polled.stirs()) {

@@ -58,11 +58,12 @@ pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut S
         }
     }
     count(&stats.tx_frames, seat.outgoing.len());
-    if lane.interrupt() {
-        count(&stats.calls, 1);
-    }
+    // The frames first: the guest waits for them at the other end, not for its buffers.
     if !seat.outgoing.is_empty() {
         seat.port.send(&mut seat.outgoing);
+    }
+    if lane.interrupt() {
+        count(&seat.port.stats().calls, 1);
     }
     Standing::Busy
 }
