@@ -69,6 +69,8 @@ pub struct Classified<'c> {
     pub bytes: u64,
     /// Addresses learned.
     pub learned: u64,
+    /// All frames of the burst are plain, of one VLAN, and leave by the same port or ports: the length of the longest.
+    pub alike: Option<usize>,
 }
 
 impl Default for Classifier {
@@ -85,66 +87,92 @@ impl Classifier {
     #[inline]
     pub fn classify(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Classified<'_> {
         self.refused.clear();
-        let (count, bytes) = self.parse(frames, port, bridge, now);
-        let learned = self.look_up(count, port, bridge, now);
+        let burst = self.parse(frames, port, bridge, now);
+        let (learned, alike) = self.look_up(burst.count, port, bridge, now);
         Classified {
-            parsed: &self.parsed[..count],
+            parsed: &self.parsed[..burst.count],
             refused: &self.refused,
-            bytes,
+            bytes: burst.bytes,
             learned,
+            alike: (burst.plain && alike).then_some(burst.longest as usize),
         }
     }
 
-    /// Reads the headers; says how many frames the bridge takes, and the bytes of all.
+    /// Reads the headers.
     // A function of its own, like the next one: what the loop needs stays in registers.
     #[inline(never)]
-    fn parse(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> (usize, u64) {
+    fn parse(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Burst {
         let table = bridge.table.reader(now.seconds);
         let untagged = port.limiter.is_none().then(|| port.vlan.ingress(None)).flatten();
-        let (mut count, mut bytes) = (0, 0);
+        let mut burst = Burst {
+            plain: true,
+            ..Burst::default()
+        };
         for (i, frame) in frames.iter().enumerate().take(BURST) {
-            let parsed = match untagged.and_then(|vlan| parse_plain(frame, vlan)) {
-                Some(parsed) => parsed,
-                None => match parse_any(frame, port, bridge, now) {
-                    Ok(parsed) => parsed,
+            let parsed = &mut self.parsed[burst.count];
+            if let Some(plain) = untagged.and_then(|vlan| parse_plain(frame, vlan)) {
+                *parsed = plain;
+            } else {
+                burst.plain = false;
+                match parse_any(frame, port, bridge, now) {
+                    Ok(any) => *parsed = any,
                     Err((len, reason)) => {
-                        bytes += len as u64;
+                        burst.bytes += len as u64;
                         self.refused.push((i, reason));
                         continue;
                     }
-                },
-            };
-            bytes += u64::from(parsed.len);
+                }
+            }
+            burst.bytes += u64::from(parsed.len);
+            burst.longest = burst.longest.max(parsed.len);
+            burst.count += 1;
             table.prefetch(parsed.source);
             table.prefetch(parsed.destination);
-            self.parsed[count] = parsed;
-            count += 1;
         }
-        (count, bytes)
+        burst
     }
 
-    /// Learns where the first `count` frames came from, and looks up where they go; says how many were learned.
+    /// Learns where the first `count` frames came from, and looks up where they go; says how many were learned, and whether
+    /// all go the same way.
     #[inline(never)]
-    fn look_up(&mut self, count: usize, port: &Port, bridge: &Bridge, now: Moment) -> u64 {
+    fn look_up(&mut self, count: usize, port: &Port, bridge: &Bridge, now: Moment) -> (u64, bool) {
         let table = bridge.table.reader(now.seconds);
         let mut learned = 0;
-        let mut previous = Parsed::default();
-        for frame in &mut self.parsed[..count] {
+        let mut alike = true;
+        let mut previous = (Key::default(), Key::default());
+        let mut target = None;
+        for (i, frame) in self.parsed[..count].iter_mut().enumerate() {
             // Frames of one flow come in trains.
-            if (frame.source, frame.destination) == (previous.source, previous.destination) {
-                frame.target = previous.target;
-                continue;
+            if (frame.source, frame.destination) != previous {
+                previous = (frame.source, frame.destination);
+                if table.check_source(frame.source, port.index) == Source::Learn {
+                    learned += u64::from(bridge.table.learn(frame.source, port.index, now.seconds));
+                }
+                let before = target;
+                target = if frame.destination.mac().is_group() {
+                    None
+                } else {
+                    table.lookup(frame.destination)
+                };
+                alike &= i == 0 || target == before;
             }
-            if table.check_source(frame.source, port.index) == Source::Learn {
-                learned += u64::from(bridge.table.learn(frame.source, port.index, now.seconds));
-            }
-            if !frame.destination.mac().is_group() {
-                frame.target = table.lookup(frame.destination);
-            }
-            previous = *frame;
+            frame.target = target;
         }
-        learned
+        (learned, alike)
     }
+}
+
+/// What the headers of a burst say, all together.
+#[derive(Debug, Default)]
+struct Burst {
+    /// Frames that the bridge takes.
+    count: usize,
+    /// Bytes of all frames.
+    bytes: u64,
+    /// Bytes of the longest frame that the bridge takes.
+    longest: u32,
+    /// All frames came as nearly all do, see [`parse_plain`].
+    plain: bool,
 }
 
 /// Parses a frame as nearly all are: untagged, in one mbuf, from a station, not for a bridge's own group address. `None`:

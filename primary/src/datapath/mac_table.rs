@@ -8,6 +8,7 @@
 //! A reader that meets an entry while it is replaced sees either key with either value at worst for that one frame;
 //! the value is checked against the VLAN of the port on the way out, so VLANs stay apart whatever it reads.
 
+use std::hint::select_unpredictable;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -52,15 +53,20 @@ impl Key {
     }
 }
 
-/// Port and time last seen, packed into a word: seen (32) | fixed (1) | port (16).
+/// Port and time last seen, packed into a word: seen (32) | used (1) | fixed (1) | port (16).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Value(u64);
 
 impl Value {
     const FIXED: u64 = 1 << 16;
+    const USED: u64 = 1 << 17;
+    /// What a look-up finds where nothing is. No other value is zero.
+    const NONE: Value = Value(0);
 
+    #[inline]
     fn new(port: u16, seen: u32, fixed: bool) -> Value {
-        Value(u64::from(seen) << 32 | if fixed { Self::FIXED } else { 0 } | u64::from(port))
+        let fixed = if fixed { Self::FIXED } else { 0 };
+        Value(u64::from(seen) << 32 | Self::USED | fixed | u64::from(port))
     }
 
     #[inline]
@@ -100,13 +106,20 @@ struct Bucket {
 const _: () = assert!(size_of::<Bucket>() == 64);
 
 impl Bucket {
-    /// The slot of `key`, which is none of an empty one.
+    /// The value of `key`, which is none of an empty slot.
     #[inline]
-    fn find(&self, key: u64) -> Option<Slot<'_>> {
-        let hits = self.keys.iter().enumerate().fold(0, |hits, (way, k)| {
-            hits | u32::from(k.load(Ordering::Acquire) == key) << way
-        });
-        (hits != 0).then(|| self.slot(hits.trailing_zeros() as usize))
+    fn value(&self, key: Key) -> Value {
+        let slots = self.keys.iter().zip(&self.values);
+        Value(slots.fold(Value::NONE.0, |found, (k, value)| {
+            let hit = k.load(Ordering::Acquire) == key.0;
+            select_unpredictable(hit, value.load(Ordering::Relaxed), found)
+        }))
+    }
+
+    /// The slot of `key`.
+    fn find(&self, key: Key) -> Option<Slot<'_>> {
+        self.slots()
+            .find(|slot| slot.key.load(Ordering::Acquire) == key.0)
     }
 
     #[inline]
@@ -165,11 +178,15 @@ impl<'t> Reader<'t> {
     }
 
     #[inline(always)]
-    fn find(&self, key: Key) -> Option<Slot<'t>> {
-        match self.first(key).find(key.0) {
-            Some(slot) => Some(slot),
-            None => self.second(key).find(key.0),
+    fn value(&self, key: Key) -> Value {
+        match self.first(key).value(key) {
+            Value::NONE => self.second(key).value(key),
+            value => value,
         }
+    }
+
+    fn find(&self, key: Key) -> Option<Slot<'t>> {
+        self.first(key).find(key).or_else(|| self.second(key).find(key))
     }
 
     /// The slots of both buckets.
@@ -181,27 +198,27 @@ impl<'t> Reader<'t> {
     /// The port behind which `key` was seen, if that was not too long ago.
     #[inline]
     pub fn lookup(&self, key: Key) -> Option<u16> {
-        let value = Value(self.find(key)?.value.load(Ordering::Relaxed));
-        (!value.expired(self.now, self.aging)).then_some(value.port())
+        let value = self.value(key);
+        (value != Value::NONE && !value.expired(self.now, self.aging)).then_some(value.port())
     }
 
     /// Checks the source `key` of a frame that came in by `port`, and keeps its entry young.
     #[inline]
     pub fn check_source(&self, key: Key, port: u16) -> Source {
-        let Some(slot) = self.find(key) else {
-            return Source::Learn;
-        };
         let young = Value::new(port, self.now, false);
-        let value = Value(slot.value.load(Ordering::Relaxed));
-        if value == young {
+        if self.value(key) == young {
             return Source::Known;
         }
-        self.refresh(slot, value, young)
+        self.refresh(key, young)
     }
 
     /// The rest of [`Reader::check_source`], once a second and entry.
     #[cold]
-    fn refresh(&self, slot: Slot<'_>, value: Value, young: Value) -> Source {
+    fn refresh(&self, key: Key, young: Value) -> Source {
+        let Some(slot) = self.find(key) else {
+            return Source::Learn;
+        };
+        let value = Value(slot.value.load(Ordering::Relaxed));
         if value.fixed() {
             return Source::Known;
         }
