@@ -137,10 +137,9 @@ impl Forwarder {
 /// The port by which all frames of a burst leave as they are, if they do.
 #[inline]
 fn whole_way<'s>(snapshot: &'s Snapshot, from: &Port, found: &Classified<'_>) -> Option<&'s Port> {
-    let longest = found.alike?;
-    let first = found.parsed.first()?;
-    let way = way_to(snapshot, from, first.target?, first.vlan())?;
-    (way.as_is && longest <= way.target.max_frame).then_some(way.target)
+    let alike = found.alike?;
+    let way = way_to(snapshot, from, alike.target, alike.vlan)?;
+    (way.as_is && alike.longest <= way.target.max_frame).then_some(way.target)
 }
 
 /// Sends a copy to every other port of the VLAN, the frame itself to the last, unless the port's storm limit is
