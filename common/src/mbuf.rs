@@ -110,25 +110,35 @@ impl Mbuf {
         unsafe { self.0.as_ptr().cast::<u8>().add(HEADER_LEN).cast() }
     }
 
-    /// Offset and length of the frame's bytes in the buffer, clamped to it.
+    /// Offset and length of the frame's bytes in the buffer, as the header names them.
     #[inline]
-    fn span(&self) -> (usize, usize) {
+    fn named_span(&self) -> (usize, usize) {
+        let m = self.0.as_ptr();
         // SAFETY: `self` is a mapped mbuf; volatile, since a client's stray write must not change a checked value.
-        let (off, len) = unsafe {
-            let m = self.0.as_ptr();
+        unsafe {
             (
                 (&raw const (*m).data_off).read_volatile() as usize,
                 (&raw const (*m).data_len).read_volatile() as usize,
             )
-        };
+        }
+    }
+
+    /// The same, clamped to the buffer.
+    #[inline]
+    fn span(&self) -> (usize, usize) {
+        let (off, len) = self.named_span();
         let off = off.min(BUF_LEN);
         (off, len.min(BUF_LEN - off))
     }
 
-    /// The bytes of a frame of one segment; `None`: it has more.
+    /// The bytes of a frame of one segment; `None`: it has more, or its header names bytes outside the buffer.
     #[inline]
     pub fn single(&self) -> Option<&[u8]> {
-        (self.segment_count() <= 1).then(|| self.data())
+        let (off, len) = self.named_span();
+        (self.segment_count() <= 1 && off + len <= BUF_LEN).then(|| {
+            // SAFETY: within the buffer, which this process owns while it holds the mbuf.
+            unsafe { std::slice::from_raw_parts(self.buffer().add(off), len) }
+        })
     }
 
     /// Bytes in this segment.

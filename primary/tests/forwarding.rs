@@ -181,6 +181,12 @@ impl<'a> Fixture<'a> {
 
     /// The same, with what `finish` adds to the first mbuf.
     fn send_as(&mut self, index: usize, bytes: &[u8], finish: impl FnOnce(&mut Mbuf)) {
+        self.put(index, bytes, finish);
+        self.poll(index);
+    }
+
+    /// Client `index` puts `bytes` onto its ring.
+    fn put(&mut self, index: usize, bytes: &[u8], finish: impl FnOnce(&mut Mbuf)) {
         let (first, rest) = bytes.split_at(bytes.len().min(DATA_ROOM));
         let mut first = self.mbuf(index, first);
         let rest: Vec<Mbuf> = rest
@@ -192,7 +198,6 @@ impl<'a> Fixture<'a> {
         }
         finish(&mut first);
         assert_eq!(self.clients[index].tx.enqueue(&[first]).unwrap(), 1);
-        self.poll(index);
     }
 
     /// What client `index` has received, in order.
@@ -396,6 +401,17 @@ fn frame() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
+/// Untagged frames that leave by one port, once it is known: from some stations to one.
+fn alike() -> impl Strategy<Value = Vec<Vec<u8>>> {
+    let frame = (1u8..4, prop_oneof![9 => 0usize..100, 1 => 1400usize..1600]);
+    let frames = proptest::collection::vec(frame, 1..BURST);
+    (3u8..6, frames).prop_map(|(to, frames)| {
+        let header = |from| [[2, 0, 0, 0, 0, to], [2, 0, 0, 0, 0, from]].concat();
+        let frame = |(from, len)| [&header(from)[..], &[8, 0], &vec![from; len]].concat();
+        frames.into_iter().map(frame).collect()
+    })
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -427,6 +443,50 @@ proptest! {
             out += tx.iter().map(|&c| fixture.total(port, c)).sum::<u64>();
         }
         prop_assert_eq!(copies, out);
+        fixture.end();
+    }
+
+    /// The same of bursts, whether their frames are alike, all but one, or of every kind.
+    #[test]
+    fn bursts_do_as_the_model(
+        modes in proptest::collection::vec(mode(), PORTS),
+        bursts in proptest::collection::vec(
+            (
+                0..PORTS,
+                prop_oneof![
+                    3 => alike(),
+                    2 => (alike(), any::<prop::sample::Index>(), frame()).prop_map(|(mut frames, at, other)| {
+                        let at = at.index(frames.len());
+                        frames[at] = other;
+                        frames
+                    }),
+                    1 => proptest::collection::vec(frame(), 1..BURST),
+                ],
+            ),
+            1..12,
+        ),
+    ) {
+        let bench = bench();
+        let mut fixture = Fixture::new(&bench, &modes.iter().map(Mode::policy).collect::<Vec<_>>());
+        let mut model = Model { modes, seen: HashMap::new() };
+        for (from, frames) in &bursts {
+            let mut expected = vec![Vec::new(); PORTS];
+            for frame in frames {
+                for (port, bytes) in model.forward(*from, frame) {
+                    expected[port].push(bytes);
+                }
+                fixture.put(*from, frame, |_| {});
+            }
+            fixture.poll(*from);
+            for (port, expected) in expected.iter().enumerate() {
+                prop_assert_eq!(&fixture.received(port), expected, "port {} after a burst from {}", port, from);
+            }
+        }
+        for port in 0..PORTS {
+            let total = |counter| fixture.total(port, counter);
+            let sent = bursts.iter().filter(|(from, _)| *from == port).map(|(_, frames)| frames.len() as u64);
+            prop_assert_eq!(total(Counter::RxPackets), sent.sum::<u64>());
+        }
         fixture.end();
     }
 

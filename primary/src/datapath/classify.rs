@@ -69,6 +69,17 @@ pub struct Classified<'c> {
     pub bytes: u64,
     /// Addresses learned.
     pub learned: u64,
+    /// What all frames have in common, if each of them came untagged, in one mbuf, and leaves by the same port.
+    pub alike: Option<Alike>,
+}
+
+/// What frames have in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Alike {
+    pub target: PortIndex,
+    pub vlan: u16,
+    /// Bytes of the longest one.
+    pub longest: usize,
 }
 
 impl Default for Classifier {
@@ -85,76 +96,137 @@ impl Classifier {
     #[inline]
     pub fn classify(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Classified<'_> {
         self.refused.clear();
-        let (count, bytes) = self.parse(frames, port, bridge, now);
-        let learned = self.look_up(count, port, bridge, now);
+        let burst = self.parse(frames, port, bridge, now);
+        let (learned, target) = self.look_up(burst.count, port, bridge, now);
         Classified {
-            parsed: &self.parsed[..count],
+            parsed: &self.parsed[..burst.count],
             refused: &self.refused,
-            bytes,
+            bytes: burst.bytes,
             learned,
+            alike: target.filter(|_| burst.plain).map(|target| Alike {
+                target,
+                vlan: self.parsed[0].vlan(),
+                longest: burst.longest as usize,
+            }),
         }
     }
 
-    /// Reads the headers; says how many frames the bridge takes, and the bytes of all.
-    // A function of its own, like the next one: what the loop needs stays in registers.
+    /// Reads the headers.
+    // A function of its own, like the next ones: what the loop needs stays in registers.
     #[inline(never)]
-    fn parse(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> (usize, u64) {
+    fn parse(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Burst {
         let table = bridge.table.reader(now.seconds);
         let untagged = port.limiter.is_none().then(|| port.vlan.ingress(None)).flatten();
-        let (mut count, mut bytes) = (0, 0);
-        for (i, frame) in frames.iter().enumerate().take(BURST) {
+        let mut burst = Burst::default();
+        if let Some(vlan) = untagged {
+            for (frame, parsed) in frames.iter().zip(self.parsed.iter_mut()) {
+                let Some(plain) = parse_plain(frame, vlan) else {
+                    break;
+                };
+                table.prefetch(plain.source);
+                table.prefetch(plain.destination);
+                burst.add(&plain);
+                *parsed = plain;
+            }
+        }
+        burst.plain = burst.count == frames.len();
+        if !burst.plain {
+            self.parse_rest(frames, &mut burst, port, bridge, now);
+        }
+        burst
+    }
+
+    /// Reads the headers from the first one on that is not plain.
+    #[inline(never)]
+    fn parse_rest(&mut self, frames: &[Mbuf], burst: &mut Burst, port: &Port, bridge: &Bridge, now: Moment) {
+        let table = bridge.table.reader(now.seconds);
+        let untagged = port.limiter.is_none().then(|| port.vlan.ingress(None)).flatten();
+        for (i, frame) in frames.iter().enumerate().take(BURST).skip(burst.count) {
             let parsed = match untagged.and_then(|vlan| parse_plain(frame, vlan)) {
-                Some(parsed) => parsed,
+                Some(plain) => plain,
                 None => match parse_any(frame, port, bridge, now) {
-                    Ok(parsed) => parsed,
+                    Ok(any) => any,
                     Err((len, reason)) => {
-                        bytes += len as u64;
+                        burst.bytes += len as u64;
                         self.refused.push((i, reason));
                         continue;
                     }
                 },
             };
-            bytes += u64::from(parsed.len);
             table.prefetch(parsed.source);
             table.prefetch(parsed.destination);
-            self.parsed[count] = parsed;
-            count += 1;
+            self.parsed[burst.count] = parsed;
+            burst.add(&parsed);
         }
-        (count, bytes)
     }
 
-    /// Learns where the first `count` frames came from, and looks up where they go; says how many were learned.
+    /// Learns where the first `count` frames came from, and looks up where they go; says how many were learned, and by which
+    /// port they leave if it is the same for all.
     #[inline(never)]
-    fn look_up(&mut self, count: usize, port: &Port, bridge: &Bridge, now: Moment) -> u64 {
+    fn look_up(
+        &mut self,
+        count: usize,
+        port: &Port,
+        bridge: &Bridge,
+        now: Moment,
+    ) -> (u64, Option<PortIndex>) {
         let table = bridge.table.reader(now.seconds);
         let mut learned = 0;
-        let mut previous = Parsed::default();
+        let mut previous = (Key::default(), Key::default());
+        let mut target = None;
+        // Bits that any target has, and bits that all have.
+        let (mut any, mut all) = (0, PortIndex::MAX);
         for frame in &mut self.parsed[..count] {
             // Frames of one flow come in trains.
-            if (frame.source, frame.destination) == (previous.source, previous.destination) {
-                frame.target = previous.target;
-                continue;
+            if (frame.source, frame.destination) != previous {
+                previous = (frame.source, frame.destination);
+                if table.check_source(frame.source, port.index) == Source::Learn {
+                    learned += u64::from(bridge.table.learn(frame.source, port.index, now.seconds));
+                }
+                target = None;
+                if !frame.destination.mac().is_group() {
+                    target = table.lookup(frame.destination);
+                }
+                match target {
+                    Some(target) => (any, all) = (any | target, all & target),
+                    None => (any, all) = (PortIndex::MAX, 0),
+                }
             }
-            if table.check_source(frame.source, port.index) == Source::Learn {
-                learned += u64::from(bridge.table.learn(frame.source, port.index, now.seconds));
-            }
-            if !frame.destination.mac().is_group() {
-                frame.target = table.lookup(frame.destination);
-            }
-            previous = *frame;
+            frame.target = target;
         }
-        learned
+        (learned, (any == all).then_some(any))
     }
 }
 
-/// Parses a frame as nearly all are: untagged, in one mbuf, from a station, not for a bridge's own group address. `None`:
-/// [`parse_any`] has to look at it. `vlan` is that of untagged frames.
+/// What the headers of a burst say, all together.
+#[derive(Debug, Default)]
+struct Burst {
+    /// Frames that the bridge takes.
+    count: usize,
+    /// Bytes of all frames.
+    bytes: u64,
+    /// Bytes of the longest frame that the bridge takes.
+    longest: u32,
+    /// All frames came as nearly all do, see [`parse_plain`].
+    plain: bool,
+}
+
+impl Burst {
+    #[inline]
+    fn add(&mut self, frame: &Parsed) {
+        self.count += 1;
+        self.bytes += u64::from(frame.len);
+        self.longest = self.longest.max(frame.len);
+    }
+}
+
+/// Parses a frame as nearly all are: untagged, in one mbuf, from one station to another. `None`: [`parse_any`] has to look
+/// at it. `vlan` is that of untagged frames.
 #[inline(always)]
 fn parse_plain(frame: &Mbuf, vlan: u16) -> Option<Parsed> {
     let bytes = frame.single()?;
     let header = parse::parse_untagged(bytes)?;
-    let plain =
-        header.source.is_station() && !(header.destination.is_group() && header.destination.is_reserved());
+    let plain = header.source.is_station() && !header.destination.is_group();
     plain.then(|| Parsed {
         source: Key::new(vlan, header.source),
         destination: Key::new(vlan, header.destination),

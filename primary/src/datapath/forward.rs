@@ -9,7 +9,7 @@ use vswitch_common::mbuf::Mbuf;
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
-use super::classify::{Classifier, Parsed};
+use super::classify::{Classified, Classifier, Parsed};
 use super::clock::Moment;
 use super::ledger::Ledger;
 use super::output::Output;
@@ -56,7 +56,7 @@ impl Forwarder {
 
     /// Where it counts.
     pub fn stats(&self) -> &PortBlock {
-        &self.out.stats
+        &self.out.sender.stats
     }
 
     /// Adapts to the ports of a new snapshot. Nothing is pending between bursts.
@@ -77,15 +77,24 @@ impl Forwarder {
         now: Moment,
     ) {
         let Forwarder { classifier, out } = self;
-        out.queue = usize::from(queue);
+        out.sender.queue = usize::from(queue);
         let Some(bridge) = snapshot.bridges.get(port.bridge) else {
-            return out.ledger.free_all(frames);
+            return out.sender.ledger.free_all(frames);
         };
         let index = usize::from(port.index);
-        out.stats.add(index, Counter::RxPackets, frames.len() as u64);
+        out.sender
+            .stats
+            .add(index, Counter::RxPackets, frames.len() as u64);
         let found = classifier.classify(frames, port, bridge, now);
-        out.stats.add(index, Counter::RxBytes, found.bytes);
-        out.stats.add(index, Counter::Learned, found.learned);
+        out.sender.stats.add(index, Counter::RxBytes, found.bytes);
+        out.sender.stats.add(index, Counter::Learned, found.learned);
+        if let Some(target) = whole_way(snapshot, port, &found) {
+            out.sender
+                .stats
+                .add(index, Counter::RxCopies, frames.len() as u64);
+            // Nothing is pending that they could overtake.
+            return out.sender.send(target, frames, found.bytes as usize, false);
+        }
         for &(at, reason) in found.refused.iter().rev() {
             out.drop_frame(frames.remove(at), index, reason);
         }
@@ -120,9 +129,17 @@ impl Forwarder {
             };
         }
         drop(frames);
-        out.stats.add(index, Counter::RxCopies, copies);
+        out.sender.stats.add(index, Counter::RxCopies, copies);
         out.flush(snapshot);
     }
+}
+
+/// The port by which all frames of a burst leave as they are, if they do.
+#[inline]
+fn whole_way<'s>(snapshot: &'s Snapshot, from: &Port, found: &Classified<'_>) -> Option<&'s Port> {
+    let alike = found.alike?;
+    let way = way_to(snapshot, from, alike.target, alike.vlan)?;
+    (way.as_is && alike.longest <= way.target.max_frame).then_some(way.target)
 }
 
 /// Sends a copy to every other port of the VLAN, the frame itself to the last, unless the port's storm limit is
@@ -158,14 +175,16 @@ fn flood(
         if let Some((previous, egress)) = last.replace((target, egress)) {
             match out.copy_for(previous, &frame) {
                 Ok(copy) => out.output(port, previous, copy, parsed, egress),
-                Err(reason) => out.stats.add(usize::from(previous.index), reason, 1),
+                Err(reason) => out.sender.stats.add(usize::from(previous.index), reason, 1),
             }
             copies += 1;
         }
     }
     match last {
         Some((target, egress)) => {
-            out.stats.add(usize::from(port.index), Counter::RxFlooded, 1);
+            out.sender
+                .stats
+                .add(usize::from(port.index), Counter::RxFlooded, 1);
             out.output(port, target, frame, parsed, egress);
             copies + 1
         }

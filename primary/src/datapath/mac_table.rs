@@ -1,13 +1,15 @@
 //! The learning table of a bridge: (VLAN, MAC) to port, built for bursts.
 //!
-//! Buckets are one cache line: four keys, then their four values. A key has two candidate buckets; nearly every look-up
-//! ends in the first, which [`Reader::prefetch`] loads. Which of the four keys it is can't be predicted, so a bucket is
-//! searched without a branch for each. Look-ups take no lock and write nothing, except that a source seen in
-//! a new second updates its entry's time. Inserting, moving and evicting happen under one lock, off the common path.
+//! Buckets are one cache line of four entries. A key has two candidate buckets, and in the first one a slot where nearly
+//! every look-up ends, unless the table is so full that others got there first: then the whole bucket is searched,
+//! without a branch for each entry, since which one it is can't be predicted. [`Reader::prefetch`] loads the first bucket.
+//! Look-ups take no lock and write nothing, except that a source seen in a new second updates its entry's time. Inserting,
+//! moving and evicting happen under one lock, off the common path.
 //!
 //! A reader that meets an entry while it is replaced sees either key with either value at worst for that one frame;
 //! the value is checked against the VLAN of the port on the way out, so VLANs stay apart whatever it reads.
 
+use std::hint::select_unpredictable;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -52,15 +54,20 @@ impl Key {
     }
 }
 
-/// Port and time last seen, packed into a word: seen (32) | fixed (1) | port (16).
+/// Port and time last seen, packed into a word: seen (32) | used (1) | fixed (1) | port (16).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Value(u64);
 
 impl Value {
     const FIXED: u64 = 1 << 16;
+    const USED: u64 = 1 << 17;
+    /// What a look-up finds where nothing is. No other value is zero.
+    const NONE: Value = Value(0);
 
+    #[inline]
     fn new(port: u16, seen: u32, fixed: bool) -> Value {
-        Value(u64::from(seen) << 32 | if fixed { Self::FIXED } else { 0 } | u64::from(port))
+        let fixed = if fixed { Self::FIXED } else { 0 };
+        Value(u64::from(seen) << 32 | Self::USED | fixed | u64::from(port))
     }
 
     #[inline]
@@ -86,53 +93,48 @@ impl Value {
 
     #[inline]
     fn expired(self, now: u32, aging: u32) -> bool {
-        !self.fixed() && self.age(now) > aging
-    }
-}
-
-#[repr(align(64))]
-#[derive(Debug, Default)]
-struct Bucket {
-    keys: [AtomicU64; WAYS],
-    values: [AtomicU64; WAYS],
-}
-
-const _: () = assert!(size_of::<Bucket>() == 64);
-
-impl Bucket {
-    /// The slot of `key`, which is none of an empty one.
-    #[inline]
-    fn find(&self, key: u64) -> Option<Slot<'_>> {
-        let hits = self.keys.iter().enumerate().fold(0, |hits, (way, k)| {
-            hits | u32::from(k.load(Ordering::Acquire) == key) << way
-        });
-        (hits != 0).then(|| self.slot(hits.trailing_zeros() as usize))
-    }
-
-    #[inline]
-    fn slot(&self, way: usize) -> Slot<'_> {
-        Slot {
-            key: &self.keys[way % WAYS],
-            value: &self.values[way % WAYS],
-        }
-    }
-
-    fn slots(&self) -> impl Iterator<Item = Slot<'_>> {
-        (0..WAYS).map(|way| self.slot(way))
+        self.age(now) > aging && !self.fixed()
     }
 }
 
 /// An entry of a bucket. The key of an empty one is zero.
-#[derive(Debug, Clone, Copy)]
-struct Slot<'t> {
-    key: &'t AtomicU64,
-    value: &'t AtomicU64,
+#[derive(Debug, Default)]
+struct Slot {
+    key: AtomicU64,
+    value: AtomicU64,
+}
+
+impl Slot {
+    /// Its value if it is `key`'s.
+    #[inline]
+    fn value(&self, key: Key, otherwise: Value) -> Value {
+        let hit = self.key.load(Ordering::Acquire) == key.0;
+        Value(select_unpredictable(
+            hit,
+            self.value.load(Ordering::Relaxed),
+            otherwise.0,
+        ))
+    }
+}
+
+/// Entries in one cache line.
+#[repr(C, align(64))]
+#[derive(Debug, Default)]
+struct Bucket([Slot; WAYS]);
+
+const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Slot>() * WAYS == 64);
+
+/// The slots of all buckets.
+#[inline]
+fn slots(buckets: &[Bucket]) -> &[Slot] {
+    // SAFETY: buckets are nothing but so many slots each, without gaps.
+    unsafe { std::slice::from_raw_parts(buckets.as_ptr().cast(), buckets.len() * WAYS) }
 }
 
 /// Looks things up, for a burst: what all its look-ups need is at hand.
 #[derive(Debug, Clone, Copy)]
 pub struct Reader<'t> {
-    buckets: &'t [Bucket],
+    slots: &'t [Slot],
     shift: u32,
     multipliers: [u64; 2],
     /// Seconds.
@@ -144,64 +146,86 @@ impl<'t> Reader<'t> {
     /// Starts loading what looking `key` up will most likely read.
     #[inline]
     pub fn prefetch(&self, key: Key) {
-        prefetch((&raw const *self.first(key)).cast());
+        prefetch((&raw const *self.home(key)).cast());
     }
 
+    /// The number of a slot that `key` is hashed to, in either of its buckets.
     #[inline]
-    fn first(&self, key: Key) -> &'t Bucket {
-        self.candidate(key, 0)
+    fn place(&self, key: Key, which: usize) -> usize {
+        let place = key.0.wrapping_mul(self.multipliers[which]) >> (self.shift & 63);
+        // It is below the power of two that the table has of slots; the mask tells the compiler.
+        place as usize & (self.slots.len() - 1)
     }
 
+    /// The slot where `key` is, unless another was there first.
     #[inline]
-    fn second(&self, key: Key) -> &'t Bucket {
-        self.candidate(key, 1)
+    fn home(&self, key: Key) -> &'t Slot {
+        &self.slots[self.place(key, 0)]
     }
 
-    #[inline]
-    fn candidate(&self, key: Key, which: usize) -> &'t Bucket {
-        let number = key.0.wrapping_mul(self.multipliers[which]) >> (self.shift & 63);
-        // It is below the power of two that is the table's length; the mask tells the compiler.
-        &self.buckets[number as usize & (self.buckets.len() - 1)]
+    fn bucket(&self, key: Key, which: usize) -> &'t [Slot] {
+        let first = self.place(key, which) / WAYS * WAYS;
+        &self.slots[first..first + WAYS]
     }
 
     #[inline(always)]
-    fn find(&self, key: Key) -> Option<Slot<'t>> {
-        match self.first(key).find(key.0) {
-            Some(slot) => Some(slot),
-            None => self.second(key).find(key.0),
+    fn value(&self, key: Key) -> Value {
+        let home = self.home(key);
+        if home.key.load(Ordering::Acquire) == key.0 {
+            return Value(home.value.load(Ordering::Relaxed));
+        }
+        self.value_elsewhere(key)
+    }
+
+    /// The rest of [`Reader::value`].
+    // A call costs less than what the loop around could not keep in registers.
+    #[inline(never)]
+    fn value_elsewhere(&self, key: Key) -> Value {
+        let search = |which| {
+            let bucket = self.bucket(key, which).iter();
+            bucket.fold(Value::NONE, |found, slot| slot.value(key, found))
+        };
+        match search(0) {
+            Value::NONE => search(1),
+            value => value,
         }
     }
 
-    /// The slots of both buckets.
-    fn candidates(&self, key: Key) -> impl Iterator<Item = Slot<'t>> + use<'t> {
-        let [first, second] = [self.first(key), self.second(key)];
-        first.slots().chain(second.slots())
+    fn find(&self, key: Key) -> Option<&'t Slot> {
+        self.candidates(key)
+            .find(|slot| slot.key.load(Ordering::Acquire) == key.0)
+    }
+
+    /// The slots of both buckets, that where `key` is sought first in front.
+    fn candidates(&self, key: Key) -> impl Iterator<Item = &'t Slot> + use<'t> {
+        let [first, second] = [0, 1].map(|which| self.bucket(key, which).iter());
+        std::iter::once(self.home(key)).chain(first).chain(second)
     }
 
     /// The port behind which `key` was seen, if that was not too long ago.
     #[inline]
     pub fn lookup(&self, key: Key) -> Option<u16> {
-        let value = Value(self.find(key)?.value.load(Ordering::Relaxed));
-        (!value.expired(self.now, self.aging)).then_some(value.port())
+        let value = self.value(key);
+        (value != Value::NONE && !value.expired(self.now, self.aging)).then_some(value.port())
     }
 
     /// Checks the source `key` of a frame that came in by `port`, and keeps its entry young.
     #[inline]
     pub fn check_source(&self, key: Key, port: u16) -> Source {
-        let Some(slot) = self.find(key) else {
-            return Source::Learn;
-        };
         let young = Value::new(port, self.now, false);
-        let value = Value(slot.value.load(Ordering::Relaxed));
-        if value == young {
+        if self.value(key) == young {
             return Source::Known;
         }
-        self.refresh(slot, value, young)
+        self.refresh(key, young)
     }
 
     /// The rest of [`Reader::check_source`], once a second and entry.
     #[cold]
-    fn refresh(&self, slot: Slot<'_>, value: Value, young: Value) -> Source {
+    fn refresh(&self, key: Key, young: Value) -> Source {
+        let Some(slot) = self.find(key) else {
+            return Source::Learn;
+        };
+        let value = Value(slot.value.load(Ordering::Relaxed));
         if value.fixed() {
             return Source::Known;
         }
@@ -310,7 +334,7 @@ impl MacTable {
         }
         MacTable {
             buckets: (0..count).map(|_| Bucket::default()).collect(),
-            shift: 64 - count.trailing_zeros(),
+            shift: 64 - (count * WAYS).trailing_zeros(),
             multipliers,
             aging: AtomicU32::new(aging),
             capacity,
@@ -332,7 +356,7 @@ impl MacTable {
     #[inline]
     pub fn reader(&self, now: u32) -> Reader<'_> {
         Reader {
-            buckets: &self.buckets,
+            slots: slots(&self.buckets),
             shift: self.shift,
             multipliers: self.multipliers,
             now,
@@ -402,12 +426,12 @@ impl MacTable {
     fn make_room(&self, writer: &mut Writer, now: u32) {
         const LOOK_AT: usize = 32;
         let heaviest = writer.heaviest();
-        let mut victim: Option<(Slot, Rank)> = None;
+        let mut victim: Option<(&Slot, Rank)> = None;
         let mut looked_at = 0;
         for _ in 0..self.buckets.len() {
             let bucket = &self.buckets[writer.hand & (self.buckets.len() - 1)];
             writer.hand = writer.hand.wrapping_add(1);
-            for found in bucket.slots().filter_map(|slot| rank(slot, heaviest, now)) {
+            for found in bucket.0.iter().filter_map(|slot| rank(slot, heaviest, now)) {
                 if victim.is_none_or(|(_, best)| found.1 > best) {
                     victim = Some(found);
                 }
@@ -457,7 +481,7 @@ impl MacTable {
             if writer.count == 0 {
                 break;
             }
-            for slot in stretch.iter().flat_map(Bucket::slots) {
+            for slot in slots(stretch) {
                 let value = Value(slot.value.load(Ordering::Relaxed));
                 if slot.key.load(Ordering::Relaxed) != 0 && unwanted(value) {
                     writer.clear(slot);
@@ -472,10 +496,8 @@ impl MacTable {
     pub fn entries(&self, now: u32) -> Vec<Entry> {
         let aging = self.aging.load(Ordering::Relaxed);
         let _writer = self.lock();
-        let mut entries: Vec<Entry> = self
-            .buckets
+        let mut entries: Vec<Entry> = slots(&self.buckets)
             .iter()
-            .flat_map(Bucket::slots)
             .filter_map(|slot| {
                 let key = Key(slot.key.load(Ordering::Relaxed));
                 let value = Value(slot.value.load(Ordering::Relaxed));
@@ -515,7 +537,7 @@ impl MacTable {
 type Rank = (bool, u32);
 
 /// The rank of what is in `slot`; `None` where nothing is that may be evicted.
-fn rank(slot: Slot<'_>, heaviest: Option<u16>, now: u32) -> Option<(Slot<'_>, Rank)> {
+fn rank(slot: &Slot, heaviest: Option<u16>, now: u32) -> Option<(&Slot, Rank)> {
     let value = Value(slot.value.load(Ordering::Relaxed));
     let used = slot.key.load(Ordering::Relaxed) != 0 && !value.fixed();
     used.then(|| (slot, (Some(value.port()) == heaviest, value.age(now))))
@@ -531,7 +553,7 @@ impl Writer {
             .map(|(port, _)| port as u16)
     }
 
-    fn evict(&mut self, slot: Slot<'_>) {
+    fn evict(&mut self, slot: &Slot) {
         self.totals.evicted += 1;
         self.clear(slot);
     }
@@ -550,7 +572,7 @@ impl Writer {
         }
     }
 
-    fn clear(&mut self, slot: Slot<'_>) {
+    fn clear(&mut self, slot: &Slot) {
         self.uncount(Value(slot.value.load(Ordering::Relaxed)));
         slot.key.store(0, Ordering::Release);
         self.count -= 1;

@@ -32,16 +32,22 @@ struct Batch {
 /// The sending half of a PMD thread's forwarding.
 #[derive(Debug)]
 pub struct Output {
+    pub sender: Sender,
+    /// Per port, what leaves by it.
+    batches: Vec<Batch>,
+    /// Ports with something in their batch.
+    pending: Vec<PortIndex>,
+}
+
+/// Hands frames over to clients and drivers, and counts them.
+#[derive(Debug)]
+pub struct Sender {
     thread: usize,
     /// The receive queue that the present burst came in by: frames leave by the queue of the same number.
     pub queue: usize,
     pub ledger: Arc<Ledger>,
     pub stats: PortBlock,
-    /// Per port, what leaves by it.
-    batches: Vec<Batch>,
-    /// Ports with something in their batch.
-    pending: Vec<PortIndex>,
-    /// Of the batch that is being sent: which frames are chains, and their later segments.
+    /// Of the frames that are being sent: which are chains, and their later segments.
     chains: Vec<(usize, Released)>,
 }
 
@@ -49,13 +55,15 @@ impl Output {
     /// For PMD thread `thread`, which counts in `stats`.
     pub fn new(thread: usize, ledger: Arc<Ledger>, stats: PortBlock) -> Output {
         Output {
-            thread,
-            queue: 0,
-            ledger,
-            stats,
+            sender: Sender {
+                thread,
+                queue: 0,
+                ledger,
+                stats,
+                chains: Vec::new(),
+            },
             batches: Vec::new(),
             pending: Vec::new(),
-            chains: Vec::new(),
         }
     }
 
@@ -94,7 +102,7 @@ impl Output {
                         return self.cut(from, target, frame, offloads, tag);
                     }
                 } else if matches!(from.io, Io::Client(_)) {
-                    offload::ready_for_driver(&mut frame, &self.ledger, offloads);
+                    offload::ready_for_driver(&mut frame, &self.sender.ledger, offloads);
                 }
                 self.output_to_device(target, frame, offloads, tag);
             }
@@ -105,9 +113,14 @@ impl Output {
     fn output_to_device(&mut self, target: &Port, mut frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
         let chain = frame.segment_count() > 1;
         if chain && !offloads.tx_chains {
-            match self.ledger.flatten(frame) {
+            match self.sender.ledger.flatten(frame) {
                 Some(flat) => frame = flat,
-                None => return self.stats.add(target.index.into(), Counter::TxDropTooLong, 1),
+                None => {
+                    return self
+                        .sender
+                        .stats
+                        .add(target.index.into(), Counter::TxDropTooLong, 1);
+                }
             }
         }
         if let Some(tci) = tag {
@@ -120,18 +133,21 @@ impl Output {
     /// Cuts a large frame for the device `target`. Its segments count as so many copies.
     #[cold]
     fn cut(&mut self, from: &Port, target: &Port, frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
-        let ledger = Arc::clone(&self.ledger);
+        let ledger = Arc::clone(&self.sender.ledger);
         let index = usize::from(target.index);
         let count = gso::cut(&ledger, frame, |segment| match segment {
             Some(mut segment) => {
                 offload::ready_for_driver(&mut segment, &ledger, offloads);
                 self.output_to_device(target, segment, offloads, tag);
             }
-            None => self.stats.add(index, Counter::TxDropNoBuffer, 1),
+            None => self.sender.stats.add(index, Counter::TxDropNoBuffer, 1),
         });
         match count {
-            0 => self.stats.add(index, Counter::TxDropTooLong, 1),
-            n => self.stats.add(from.index.into(), Counter::RxCopies, n as u64 - 1),
+            0 => self.sender.stats.add(index, Counter::TxDropTooLong, 1),
+            n => self
+                .sender
+                .stats
+                .add(from.index.into(), Counter::RxCopies, n as u64 - 1),
         }
     }
 
@@ -167,19 +183,19 @@ impl Output {
     /// A copy of `frame` for `target`, or why there is none: what its ring has no room for need not be copied.
     pub fn copy_for(&self, target: &Port, frame: &Mbuf) -> Result<Mbuf, Counter> {
         if let Io::Client(session) = &target.io
-            && let Some(room) = session.queue(self.queue).scarce_room()
+            && let Some(room) = session.queue(self.sender.queue).scarce_room()
             && self.batches[usize::from(target.index)].frames.len() >= room.frames
         {
             return Err(full(room.over_quota));
         }
-        self.ledger.copy(frame).ok_or(Counter::TxDropNoBuffer)
+        self.sender.ledger.copy(frame).ok_or(Counter::TxDropNoBuffer)
     }
 
     /// Frees `frame` and counts that at port `index`.
     #[cold]
     pub fn drop_frame(&mut self, frame: Mbuf, index: usize, reason: Counter) {
-        self.stats.add(index, reason, 1);
-        self.ledger.free(frame);
+        self.sender.stats.add(index, reason, 1);
+        self.sender.ledger.free(frame);
     }
 
     /// Sends all that is pending.
@@ -192,20 +208,26 @@ impl Output {
         }
     }
 
+    /// Sends the batch of `port`.
     fn send(&mut self, port: &Port) {
-        let index = usize::from(port.index);
         let Batch {
             frames,
             bytes,
             chains,
-        } = &mut self.batches[index];
-        let total = frames.len();
-        if total == 0 {
-            // It was full, and is gone already.
-            return;
+        } = &mut self.batches[usize::from(port.index)];
+        // If not, it was full, and is gone already.
+        if !frames.is_empty() {
+            self.sender
+                .send(port, frames, std::mem::take(bytes), std::mem::take(chains));
         }
-        let mut bytes = std::mem::take(bytes);
-        let chains = std::mem::take(chains);
+    }
+}
+
+impl Sender {
+    /// Sends `frames`, of `bytes` in all, by `port`; takes all of them. `chains`: there are chains among them.
+    pub fn send(&mut self, port: &Port, frames: &mut ArrayVec<Mbuf, BURST>, mut bytes: usize, chains: bool) {
+        let index = usize::from(port.index);
+        let total = frames.len();
         let (sent, reason) = match &port.io {
             Io::Client(session) => {
                 let sent = session.queue(self.queue).send(&self.ledger, frames, chains);
@@ -213,7 +235,7 @@ impl Output {
             }
             Io::Ethdev(io) => {
                 let (queue, lock) = io.tx_queue(self.thread);
-                if io.device.offloads().tx_chains && frames.iter().any(|f| f.segment_count() > 1) {
+                if chains && io.device.offloads().tx_chains {
                     release_chains(&self.ledger, &io.device, queue, frames, &mut self.chains);
                 }
                 let offered = frames.len();

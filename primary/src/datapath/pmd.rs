@@ -203,10 +203,12 @@ impl Pmd {
                 idle_since = tick;
             } else if tick.wrapping_sub(idle_since) > idle_ticks && snapshot.max_sleep != Some(Duration::ZERO)
             {
+                let called = || control.stop.load(Ordering::Relaxed) || publisher.changed(generation);
                 sleep(
                     &queues,
                     snapshot.max_sleep,
                     (publisher.wake(thread), &wake_rung),
+                    called,
                     forwarder.stats(),
                 );
                 last = tsc();
@@ -284,7 +286,15 @@ fn poll(
 /// Sleeps until a client, the host kernel or the control thread rings, or for as long as devices without doorbells may
 /// wait. What has rung is silenced before the next sleep: on waking up a frame is there, and each system call would keep it
 /// waiting.
-fn sleep(queues: &[Polled], max: Option<Duration>, wake: (&Doorbell, &Cell<bool>), stats: &PortBlock) {
+///
+/// `called`: whoever rings `wake` wants something; it may have rung just before that was silenced.
+fn sleep(
+    queues: &[Polled],
+    max: Option<Duration>,
+    wake: (&Doorbell, &Cell<bool>),
+    called: impl Fn() -> bool,
+    stats: &PortBlock,
+) {
     let clients = || queues.iter().filter_map(Polled::client);
     let (wake, wake_rung) = wake;
     if wake_rung.take() {
@@ -318,7 +328,7 @@ fn sleep(queues: &[Polled], max: Option<Duration>, wake: (&Doorbell, &Cell<bool>
     };
     need_wakeup::sleep(
         clients().map(Queue::sleeps),
-        || clients().any(Queue::has_work),
+        || called() || clients().any(Queue::has_work),
         block,
     );
 }
