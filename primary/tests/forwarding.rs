@@ -239,6 +239,23 @@ impl<'a> Fixture<'a> {
         self.bench.segment.total(index, counter)
     }
 
+    /// Copies made of what came in, and those that left or were dropped on their way out.
+    fn copies(&self) -> (u64, u64) {
+        let tx = [
+            Counter::TxPackets,
+            Counter::TxDropTooLong,
+            Counter::TxDropFull,
+            Counter::TxDropHeadroom,
+        ];
+        let out = tx
+            .iter()
+            .flat_map(|&c| (0..PORTS).map(move |port| self.total(port, c)));
+        (
+            (0..PORTS).map(|port| self.total(port, Counter::RxCopies)).sum(),
+            out.sum(),
+        )
+    }
+
     /// Ends the clients: every mbuf is back in the pool.
     fn end(self) {
         for port in self.snapshot.ports.iter().flatten() {
@@ -412,6 +429,20 @@ fn alike() -> impl Strategy<Value = Vec<Vec<u8>>> {
     })
 }
 
+/// Frames and their bytes.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+struct Passed {
+    frames: u64,
+    bytes: u64,
+}
+
+impl Passed {
+    fn add(&mut self, frame: &[u8]) {
+        self.frames += 1;
+        self.bytes += frame.len() as u64;
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -434,14 +465,11 @@ proptest! {
                 prop_assert_eq!(&fixture.received(port), expected, "port {} after {:02x?} from {}", port, frame, from);
             }
         }
-        let (mut copies, mut out) = (0, 0);
         for port in 0..PORTS {
             let sent = frames.iter().filter(|(from, _)| *from == port).count() as u64;
             prop_assert_eq!(fixture.total(port, Counter::RxPackets), sent);
-            copies += fixture.total(port, Counter::RxCopies);
-            let tx = [Counter::TxPackets, Counter::TxDropTooLong, Counter::TxDropFull, Counter::TxDropHeadroom];
-            out += tx.iter().map(|&c| fixture.total(port, c)).sum::<u64>();
         }
+        let (copies, out) = fixture.copies();
         prop_assert_eq!(copies, out);
         fixture.end();
     }
@@ -469,10 +497,13 @@ proptest! {
         let bench = bench();
         let mut fixture = Fixture::new(&bench, &modes.iter().map(Mode::policy).collect::<Vec<_>>());
         let mut model = Model { modes, seen: HashMap::new() };
+        let (mut came, mut left) = ([Passed::default(); PORTS], [Passed::default(); PORTS]);
         for (from, frames) in &bursts {
             let mut expected = vec![Vec::new(); PORTS];
             for frame in frames {
+                came[*from].add(frame);
                 for (port, bytes) in model.forward(*from, frame) {
+                    left[port].add(&bytes);
                     expected[port].push(bytes);
                 }
                 fixture.put(*from, frame, |_| {});
@@ -483,10 +514,15 @@ proptest! {
             }
         }
         for port in 0..PORTS {
-            let total = |counter| fixture.total(port, counter);
-            let sent = bursts.iter().filter(|(from, _)| *from == port).map(|(_, frames)| frames.len() as u64);
-            prop_assert_eq!(total(Counter::RxPackets), sent.sum::<u64>());
+            let passed = |frames, bytes| Passed {
+                frames: fixture.total(port, frames),
+                bytes: fixture.total(port, bytes),
+            };
+            prop_assert_eq!(passed(Counter::RxPackets, Counter::RxBytes), came[port]);
+            prop_assert_eq!(passed(Counter::TxPackets, Counter::TxBytes), left[port]);
         }
+        let (copies, out) = fixture.copies();
+        prop_assert_eq!(copies, out);
         fixture.end();
     }
 

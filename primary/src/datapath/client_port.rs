@@ -344,7 +344,7 @@ impl Queue {
         self.bell.silence();
     }
 
-    /// Is there something to take from the client, or something wrong with its rings?
+    /// Is there something to take from the client, or something wrong with its rings, for which it is evicted soon?
     pub fn has_work(&self) -> bool {
         let mut half = self.receiving.lock();
         half.tx.available() != Ok(0) || (half.free.available() != Ok(0) && !half.recycled.is_full())

@@ -146,7 +146,7 @@ impl Pmd {
             }
             let now = clock.at(last);
             let mut packets = 0;
-            // There were polls in vain since `tick`: reading the clock takes longer than most of them.
+            // The poll before was in vain, and `tick` lies in front of it.
             let mut in_vain = false;
             let mut tick = last;
             // A thread with nothing to do looks at all, always.
@@ -165,15 +165,15 @@ impl Pmd {
                     worked = true;
                     continue;
                 }
+                if std::mem::take(&mut in_vain) {
+                    // What went before is not this queue's.
+                    tick = tsc();
+                }
                 let had_work = poll(polled, &ledger, forwarder.stats(), &mut frames, limit);
                 if !had_work {
                     polled.vain = polled.vain.saturating_add(1);
                     in_vain = true;
                     continue;
-                }
-                if std::mem::take(&mut in_vain) {
-                    // What went before is not this queue's.
-                    tick = tsc();
                 }
                 let count = frames.len();
                 if count > 0 {
@@ -214,6 +214,8 @@ impl Pmd {
                 last = tsc();
                 forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
+                // Whoever got no mbufs may have waited for this.
+                queues.iter_mut().for_each(|polled| polled.looks = LOOKS - 1);
             } else {
                 // Whoever has the frames may wait for this very CPU.
                 std::thread::yield_now();

@@ -54,7 +54,8 @@ impl Sleeper {
             frames: !guest_full,
         };
         self.silence(state);
-        if !prepare(state, waits) {
+        // What told of a wish to be polled may just have been silenced.
+        if !prepare(state, waits) && !state.polls() {
             self.wait(state, waits, wake);
         }
         if let Some(lane) = &mut state.tx {
