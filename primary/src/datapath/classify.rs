@@ -116,7 +116,7 @@ impl Classifier {
     #[inline(never)]
     fn parse(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Burst {
         let table = bridge.table.reader(now.seconds);
-        let untagged = port.limiter.is_none().then(|| port.vlan.ingress(None)).flatten();
+        let untagged = plain_vlan(port);
         let mut burst = Burst::default();
         if let Some(vlan) = untagged {
             for (frame, parsed) in frames.iter().zip(self.parsed.iter_mut()) {
@@ -140,7 +140,7 @@ impl Classifier {
     #[inline(never)]
     fn parse_rest(&mut self, frames: &[Mbuf], burst: &mut Burst, port: &Port, bridge: &Bridge, now: Moment) {
         let table = bridge.table.reader(now.seconds);
-        let untagged = port.limiter.is_none().then(|| port.vlan.ingress(None)).flatten();
+        let untagged = plain_vlan(port);
         for (i, frame) in frames.iter().enumerate().take(BURST).skip(burst.count) {
             let parsed = match untagged.and_then(|vlan| parse_plain(frame, vlan)) {
                 Some(plain) => plain,
@@ -218,6 +218,12 @@ impl Burst {
         self.bytes += u64::from(frame.len);
         self.longest = self.longest.max(frame.len);
     }
+}
+
+/// The VLAN of plain frames that come in by `port`, if they need not be looked at one by one.
+#[inline]
+fn plain_vlan(port: &Port) -> Option<u16> {
+    port.limiter.is_none().then(|| port.vlan.ingress(None)).flatten()
 }
 
 /// Parses a frame as nearly all are: untagged, in one mbuf, from one station to another. `None`: [`parse_any`] has to look

@@ -82,16 +82,12 @@ impl Forwarder {
             return out.sender.ledger.free_all(frames);
         };
         let index = usize::from(port.index);
-        out.sender
-            .stats
-            .add(index, Counter::RxPackets, frames.len() as u64);
+        out.count(index, Counter::RxPackets, frames.len() as u64);
         let found = classifier.classify(frames, port, bridge, now);
-        out.sender.stats.add(index, Counter::RxBytes, found.bytes);
-        out.sender.stats.add(index, Counter::Learned, found.learned);
+        out.count(index, Counter::RxBytes, found.bytes);
+        out.count(index, Counter::Learned, found.learned);
         if let Some(target) = whole_way(snapshot, port, &found) {
-            out.sender
-                .stats
-                .add(index, Counter::RxCopies, frames.len() as u64);
+            out.count(index, Counter::RxCopies, frames.len() as u64);
             // Nothing is pending that they could overtake.
             return out.sender.send(target, frames, found.bytes as usize, false);
         }
@@ -129,7 +125,7 @@ impl Forwarder {
             };
         }
         drop(frames);
-        out.sender.stats.add(index, Counter::RxCopies, copies);
+        out.count(index, Counter::RxCopies, copies);
         out.flush(snapshot);
     }
 }
@@ -175,16 +171,14 @@ fn flood(
         if let Some((previous, egress)) = last.replace((target, egress)) {
             match out.copy_for(previous, &frame) {
                 Ok(copy) => out.output(port, previous, copy, parsed, egress),
-                Err(reason) => out.sender.stats.add(usize::from(previous.index), reason, 1),
+                Err(reason) => out.count(usize::from(previous.index), reason, 1),
             }
             copies += 1;
         }
     }
     match last {
         Some((target, egress)) => {
-            out.sender
-                .stats
-                .add(usize::from(port.index), Counter::RxFlooded, 1);
+            out.count(usize::from(port.index), Counter::RxFlooded, 1);
             out.output(port, target, frame, parsed, egress);
             copies + 1
         }

@@ -116,10 +116,7 @@ impl Output {
             match self.sender.ledger.flatten(frame) {
                 Some(flat) => frame = flat,
                 None => {
-                    return self
-                        .sender
-                        .stats
-                        .add(target.index.into(), Counter::TxDropTooLong, 1);
+                    return self.count(target.index.into(), Counter::TxDropTooLong, 1);
                 }
             }
         }
@@ -140,14 +137,11 @@ impl Output {
                 offload::ready_for_driver(&mut segment, &ledger, offloads);
                 self.output_to_device(target, segment, offloads, tag);
             }
-            None => self.sender.stats.add(index, Counter::TxDropNoBuffer, 1),
+            None => self.count(index, Counter::TxDropNoBuffer, 1),
         });
         match count {
-            0 => self.sender.stats.add(index, Counter::TxDropTooLong, 1),
-            n => self
-                .sender
-                .stats
-                .add(from.index.into(), Counter::RxCopies, n as u64 - 1),
+            0 => self.count(index, Counter::TxDropTooLong, 1),
+            n => self.count(from.index.into(), Counter::RxCopies, n as u64 - 1),
         }
     }
 
@@ -191,10 +185,16 @@ impl Output {
         self.sender.ledger.copy(frame).ok_or(Counter::TxDropNoBuffer)
     }
 
+    /// Adds `n` to `counter` of port `index`.
+    #[inline]
+    pub fn count(&self, index: usize, counter: Counter, n: u64) {
+        self.sender.stats.add(index, counter, n);
+    }
+
     /// Frees `frame` and counts that at port `index`.
     #[cold]
     pub fn drop_frame(&mut self, frame: Mbuf, index: usize, reason: Counter) {
-        self.sender.stats.add(index, reason, 1);
+        self.count(index, reason, 1);
         self.sender.ledger.free(frame);
     }
 

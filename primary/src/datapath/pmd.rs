@@ -95,12 +95,9 @@ impl Polled {
     #[inline]
     fn stirs(&mut self) -> bool {
         self.looks = self.looks.wrapping_add(1);
-        match &self.port.io {
-            Io::Client(session) => {
-                self.looks.is_multiple_of(LOOKS) || session.queues()[usize::from(self.queue)].has_work()
-            }
-            Io::Ethdev(_) => true,
-            Io::Down => false,
+        match self.client() {
+            Some(client) => self.looks.is_multiple_of(LOOKS) || client.has_work(),
+            None => matches!(self.port.io, Io::Ethdev(_)),
         }
     }
 }

@@ -56,30 +56,18 @@ impl<P: SwitchPort> Seat<P> {
         }
     }
 
-    /// The first `count` frames of the inbox are done with.
+    /// The first `count` frames of the inbox are done with. Their mbufs are kept for the guest's next frames, as far as there is
+    /// room: they are in this CPU's caches, and cost neither side an entry on a ring. The others are given back.
     #[inline]
     pub(super) fn release(&mut self, count: usize) {
-        if count == self.inbox.len() {
-            return self.empty_inbox();
-        }
-        let mut used: Burst = self.inbox.drain(..count).collect();
-        std::mem::swap(&mut used, &mut self.inbox);
-        self.empty_inbox();
-        self.inbox = used;
-    }
-
-    /// Keeps the inbox's mbufs for the guest's next frames, as far as there is room, and gives the others back. Those kept
-    /// are in this CPU's caches, and cost neither side an entry on a ring.
-    #[inline]
-    fn empty_inbox(&mut self) {
         let room = self.empties.remaining_capacity();
-        let last = self.inbox.iter().rev().take(room);
+        let last = self.inbox[..count].iter().rev().take(room);
         let kept = last.take_while(|mbuf| mbuf.segment_count() <= 1).count();
-        self.empties.extend(self.inbox.drain(self.inbox.len() - kept..));
-        if !self.inbox.is_empty() {
-            self.port.release(&mut self.inbox);
-            // Nothing is left, unless another process has garbled the ring; the switch takes it back in the end.
-            self.inbox.clear();
+        self.empties.extend(self.inbox.drain(count - kept..count));
+        if kept < count {
+            // All of them fit, unless another process has garbled the ring; the switch takes them back in the end.
+            let mut others: Burst = self.inbox.drain(..count - kept).collect();
+            self.port.release(&mut others);
         }
     }
 
@@ -90,7 +78,7 @@ impl<P: SwitchPort> Seat<P> {
             return Standing::Idle;
         }
         count(&self.port.stats().rx_not_ready, self.inbox.len());
-        self.empty_inbox();
+        self.release(self.inbox.len());
         self.cut = 0;
         Standing::Busy
     }

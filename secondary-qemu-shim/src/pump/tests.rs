@@ -129,14 +129,23 @@ impl Bench {
         panic!("the pump never comes to rest");
     }
 
+    /// A thread that works from now on in place of [`Bench::run`].
+    fn start_pump(&mut self) -> Pump<Loopback> {
+        let pump = Pump::start("test", None).unwrap();
+        let state = std::mem::take(&mut self.state);
+        pump.change(|slot| *slot = state);
+        pump
+    }
+
     fn stat(&self, counter: impl Fn(&vswitch_common::port::layout::ClientStats) -> &AtomicU64) -> u64 {
         counter(self.port.stats()).load(Ordering::Relaxed)
     }
 
     /// Every mbuf is with the switch again, or in hand.
     fn assert_all_mbufs_home(&mut self) {
-        let mut empties = std::mem::take(&mut self.state.seats[0].empties);
-        self.port.clone().release(&mut empties);
+        for seat in &mut self.state.seats {
+            seat.port.release(&mut seat.empties);
+        }
         assert!(
             self.port.switch(|switch| switch.buffers.complete()),
             "an mbuf is lost"
@@ -473,13 +482,11 @@ fn one_pump_serves_several_queue_pairs() {
     bench.run();
     assert_eq!(peek(&bench.memory, at + 12, 60), frame(60, 1));
     assert_eq!(peek(&bench.memory, at + 1612, 60), frame(60, 2));
-    let mut kept = std::mem::take(&mut bench.state.seats[1].empties);
-    other.clone().release(&mut kept);
+    bench.assert_all_mbufs_home();
     assert!(
         other.switch(|switch| switch.buffers.complete()),
         "its mbuf stays with it"
     );
-    bench.assert_all_mbufs_home();
 }
 
 #[test]
@@ -517,9 +524,7 @@ fn the_guest_is_interrupted_once_a_batch() {
 fn a_sleeping_pump_wakes_for_either_side() {
     let mut bench = Bench::new(MERGEABLE);
     bench.offer_rx(200, 128);
-    let pump = Pump::start("test", None).unwrap();
-    let state = std::mem::take(&mut bench.state);
-    pump.change(|slot| *slot = state);
+    let pump = bench.start_pump();
     let deadline = |what: &str, done: &mut dyn FnMut() -> bool| {
         let end = Instant::now() + Duration::from_secs(10);
         while !done() {
@@ -595,10 +600,8 @@ fn a_pump_stopped_before_it_ran_ends() {
 
 #[test]
 fn an_idle_pump_sleeps() {
-    let bench = Bench::new(MERGEABLE);
-    let pump = Pump::start("idle", None).unwrap();
-    let Bench { state, .. } = bench;
-    pump.change(|slot| *slot = state);
+    let mut bench = Bench::new(MERGEABLE);
+    let _pump = bench.start_pump();
     let cpu = || {
         nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)
             .map(Duration::from)
@@ -634,20 +637,12 @@ fn assert_polls(port: &Loopback, polls: bool) {
     }
 }
 
-/// A pump with the state of `bench`.
-fn pump_of(bench: &mut Bench) -> Pump<Loopback> {
-    let pump = Pump::start("busy", None).unwrap();
-    let state = std::mem::take(&mut bench.state);
-    pump.change(|slot| *slot = state);
-    pump
-}
-
 /// What has woken it does not keep it awake, even where its virtqueue has gone meanwhile.
 #[test]
 fn a_pump_that_was_woken_sleeps_again() {
     let mut bench = Bench::new(MERGEABLE);
     let port = bench.port.clone();
-    let pump = pump_of(&mut bench);
+    let pump = bench.start_pump();
     assert_polls(&port, false);
     bench.kick.write(1).unwrap();
     assert_polls(&port, false);
@@ -667,7 +662,7 @@ fn a_pump_that_was_woken_sleeps_again() {
 fn a_pump_polls_while_the_switch_wants_it() {
     let mut bench = Bench::new(MERGEABLE);
     let port = bench.port.clone();
-    let pump = pump_of(&mut bench);
+    let pump = bench.start_pump();
     assert_polls(&port, false);
     assert_eq!(bench.tx.peek16(bench.tx.used_ring()), 0, "it asks for kicks");
     port.set_busy_poll(true);
@@ -692,7 +687,7 @@ fn a_pump_without_both_sides_sleeps_all_the_same() {
     let mut bench = Bench::new(MERGEABLE);
     let port = bench.port.clone();
     port.set_busy_poll(true);
-    let pump = pump_of(&mut bench);
+    let pump = bench.start_pump();
     assert_polls(&port, true);
     let seats = pump.change(State::unseat);
     assert_polls(&port, false);
