@@ -8,12 +8,14 @@
 //! | [`trace`], [`clients`] | the traffic |
 //! | [`guests`], [`timing`] | guests without a VM: that load, that time |
 //! | [`threads`] | CPU time of processes, and their CPUs |
+//! | [`distance`] | whether the CPUs share a cache just now |
 //! | [`machine`] | what the figures were taken on |
 //! | [`report`], [`plot`] | table, JSON, picture |
 //!
 //! It reports and never judges: no figure makes it fail.
 
 mod clients;
+mod distance;
 mod guests;
 mod machine;
 mod peer;

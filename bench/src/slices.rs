@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
+use crate::distance;
 use crate::peer::Peer;
 use crate::sample::Sample;
 
@@ -11,30 +12,46 @@ const SLICE: Duration = Duration::from_millis(200);
 /// Part of a slice that the switching thread must have had its CPU.
 const RUNNING: f64 = 0.97;
 
+/// A measurement may take so many times as long as asked for, until there are enough slices that nobody disturbed.
+const PATIENCE: u32 = 4;
+
+/// A slice, and whether it counts: the thread ran all the time, with the CPUs near each other.
+struct Slice {
+    undisturbed: bool,
+    sample: Sample,
+}
+
 /// What `peer` does in the median slice of `time`.
 ///
 /// # Errors
 /// The peer does not tell.
 pub fn measure(peer: &mut dyn Peer, time: Duration) -> anyhow::Result<Sample> {
-    let mut slices = Vec::new();
-    let end = Instant::now() + time;
-    while slices.is_empty() || Instant::now() < end {
+    let mut slices: Vec<Slice> = Vec::new();
+    let (mut taken, wanted) = (Duration::ZERO, time.max(SLICE));
+    let end = Instant::now() + time * PATIENCE;
+    let mut near = distance::near();
+    while slices.is_empty() || (taken < wanted && Instant::now() < end) {
         let (before, start) = (cpu_times(peer.pid()), Instant::now());
         let sample = peer.sample(SLICE)?;
         let ran = busiest(&before, &cpu_times(peer.pid()));
-        slices.push((ran.as_secs_f64() / start.elapsed().as_secs_f64(), sample));
+        let all = ran.as_secs_f64() >= RUNNING * start.elapsed().as_secs_f64();
+        let was_near = std::mem::replace(&mut near, distance::near());
+        let undisturbed = all && was_near && near;
+        if undisturbed {
+            taken += SLICE;
+        }
+        slices.push(Slice { undisturbed, sample });
     }
     Ok(median(slices))
 }
 
-/// The slice with the median rate, of those in which the thread ran all the time if there are any. A slice is the part
-/// of its time that the thread ran, and what was done.
-fn median(mut slices: Vec<(f64, Sample)>) -> Sample {
-    if slices.iter().any(|(ran, _)| *ran >= RUNNING) {
-        slices.retain(|(ran, _)| *ran >= RUNNING);
+/// The slice with the median rate, of the undisturbed ones if there are any.
+fn median(mut slices: Vec<Slice>) -> Sample {
+    if slices.iter().any(|slice| slice.undisturbed) {
+        slices.retain(|slice| slice.undisturbed);
     }
-    slices.sort_by(|(_, a), (_, b)| a.rate.total_cmp(&b.rate));
-    slices[slices.len() / 2].1
+    slices.sort_by(|a, b| a.sample.rate.total_cmp(&b.sample.rate));
+    slices[slices.len() / 2].sample
 }
 
 /// CPU time of each thread of process `pid`, by thread id (Documentation/scheduler/sched-stats.rst of Linux).
@@ -63,20 +80,21 @@ fn busiest(before: &HashMap<String, Duration>, after: &HashMap<String, Duration>
 mod tests {
     use super::*;
 
-    fn slice(ran: f64, rate: f64) -> (f64, Sample) {
-        (ran, Sample { rate, cycles: None })
+    fn slice(undisturbed: bool, rate: f64) -> Slice {
+        let sample = Sample { rate, cycles: None };
+        Slice { undisturbed, sample }
     }
 
     #[test]
     fn a_disturbed_slice_does_not_count() {
         let slices = vec![
-            slice(1.0, 10.0),
-            slice(0.5, 5.0),
-            slice(0.6, 4.0),
-            slice(0.99, 9.0),
+            slice(true, 10.0),
+            slice(false, 5.0),
+            slice(false, 4.0),
+            slice(true, 9.0),
         ];
         assert_eq!(median(slices).rate, 10.0);
-        let none_undisturbed = vec![slice(0.5, 5.0), slice(0.6, 4.0), slice(0.7, 6.0)];
+        let none_undisturbed = vec![slice(false, 5.0), slice(false, 4.0), slice(false, 6.0)];
         assert_eq!(median(none_undisturbed).rate, 5.0);
     }
 

@@ -5,6 +5,7 @@ mod large;
 
 use anyhow::Context;
 
+use crate::distance;
 use crate::guests::{GUESTS_CPU, Guests, Seen};
 use crate::peer::between::{self, Ours};
 use crate::peer::{OURS, Peer, SWITCHING_CPU};
@@ -115,13 +116,15 @@ fn measure(guests: &mut Guests, ours: &Ours, effort: &Effort) -> anyhow::Result<
     for &len in lengths(effort) {
         guests.circulate(len)?;
         std::thread::sleep(effort.warm_up);
-        let (before, cycles_before) = (guests.seen()?, cycles(ours)?);
-        std::thread::sleep(effort.measure);
-        let (after, cycles_after) = (guests.seen()?, cycles(ours)?);
-        samples.push([0, 1].map(|of| Sample {
-            rate: mpps(before, after),
-            cycles: Some((cycles_after[of] - cycles_before[of]) / (after.frames - before.frames) as f64),
-        }));
+        samples.push(distance::while_near(|| {
+            let (before, cycles_before) = (guests.seen()?, cycles(ours)?);
+            std::thread::sleep(effort.measure);
+            let (after, cycles_after) = (guests.seen()?, cycles(ours)?);
+            Ok([0, 1].map(|of| Sample {
+                rate: mpps(before, after),
+                cycles: Some((cycles_after[of] - cycles_before[of]) / (after.frames - before.frames) as f64),
+            }))
+        })?);
     }
     Ok(samples)
 }
@@ -139,10 +142,12 @@ fn ovs(effort: &Effort) -> anyhow::Result<Vec<Sample>> {
     for &len in lengths(effort) {
         guests.circulate(len)?;
         std::thread::sleep(effort.warm_up);
-        let before = guests.seen()?;
-        let sample = ovs.sample(effort.measure)?;
-        let rate = mpps(before, guests.seen()?);
-        samples.push(Sample { rate, ..sample });
+        samples.push(distance::while_near(|| {
+            let before = guests.seen()?;
+            let sample = ovs.sample(effort.measure)?;
+            let rate = mpps(before, guests.seen()?);
+            Ok(Sample { rate, ..sample })
+        })?);
     }
     Ok(samples.repeat(POINTS.len()))
 }

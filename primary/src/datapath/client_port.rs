@@ -379,7 +379,7 @@ impl Room {
     /// For frames of several mbufs, which the client's share has room for `mbufs` of. They leave it enough for what it sends.
     #[cold]
     fn keep_to_quota(&mut self, frames: &[Mbuf], mbufs: u32) {
-        let fitting = chain::fitting(frames, mbufs.saturating_sub(ALLOC_RING_SIZE));
+        let fitting = chain::fitting(frames, mbufs.saturating_sub(ALLOC_LEVEL as u32));
         if fitting < self.frames {
             *self = Room {
                 frames: fitting,

@@ -31,9 +31,7 @@ pub(super) fn copy<P: SwitchPort>(
     let mut header = [0; HEADER_MAX];
     reader.read(&mut header[..features.header_len()]);
     let request = net_header::parse(&header, features, len).map_err(|BadHeader| Refused::BadHeader)?;
-    if seat.empties.len() < more {
-        seat.port.alloc(&mut seat.empties);
-    }
+    seat.replenish(more);
     let Some(kept) = seat.empties.len().checked_sub(more) else {
         return Err(Refused::NotYet);
     };

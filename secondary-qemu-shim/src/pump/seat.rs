@@ -3,8 +3,16 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arrayvec::ArrayVec;
+use vswitch_common::mbuf::Mbuf;
+
 use super::Standing;
 use crate::port::{Burst, SwitchPort};
+use crate::virtqueue::BATCH;
+
+/// Mbufs of delivered frames that are kept for the guest's next ones at most. Frames come in clumps: a pump on a crowded CPU often
+/// delivers hundreds of them between two of the guest's.
+const STASH: usize = 6 * BATCH;
 
 /// A port and the mbufs that are between it and a virtqueue.
 #[derive(Debug)]
@@ -12,7 +20,7 @@ pub struct Seat<P> {
     queue: usize,
     pub(super) port: P,
     /// Empty mbufs for the guest's next frames.
-    pub(super) empties: Burst,
+    pub(super) empties: ArrayVec<Mbuf, STASH>,
     /// Frames of the guest that the switch has not taken yet. Their descriptors are used already.
     pub(super) outgoing: Burst,
     /// Frames for which the guest has no buffers yet.
@@ -29,7 +37,7 @@ impl<P: SwitchPort> Seat<P> {
         Seat {
             queue,
             port,
-            empties: Burst::new(),
+            empties: ArrayVec::new(),
             outgoing: Burst::new(),
             inbox: Burst::new(),
             cut: 0,
@@ -56,11 +64,26 @@ impl<P: SwitchPort> Seat<P> {
         }
     }
 
+    /// Takes empty mbufs from the switch unless `enough` are in hand.
+    #[inline]
+    pub(super) fn replenish(&mut self, enough: usize) {
+        if self.empties.len() < enough {
+            let mut more = Burst::new();
+            self.port.alloc(&mut more);
+            self.empties.extend(more);
+        }
+    }
+
     /// The first `count` frames of the inbox are done with. Their mbufs are kept for the guest's next frames, as far as there is
-    /// room: they are in this CPU's caches, and cost neither side an entry on a ring. The others are given back.
+    /// room: they are in this CPU's caches, and cost neither side an entry on a ring. The others are given back; all of them while
+    /// the switch does not take the guest's frames: this client's share is for what it receives, too.
     #[inline]
     pub(super) fn release(&mut self, count: usize) {
-        let room = self.empties.remaining_capacity();
+        let room = if self.outgoing.is_empty() {
+            self.empties.remaining_capacity()
+        } else {
+            0
+        };
         let last = self.inbox[..count].iter().rev().take(room);
         let kept = last.take_while(|mbuf| mbuf.segment_count() <= 1).count();
         self.empties.extend(self.inbox.drain(count - kept..count));

@@ -13,8 +13,9 @@ use vswitch_common::port::doorbell::Doorbell;
 use vswitch_common::port::layout::ClientStats;
 
 use super::sleep::Sleeper;
-use super::{Gate, Pump, State};
+use super::{Gate, Pump, Seat, State};
 use crate::port::{Burst, SwitchPort};
+use crate::virtqueue::BATCH;
 
 const MBUF: usize = 128 + PRIV_LEN + BUF_LEN;
 /// Bytes behind each mbuf that nobody may write.
@@ -29,9 +30,18 @@ pub fn step<P: SwitchPort>(state: &mut State<P>) -> bool {
 /// Takes the switch's queue pairs away, and gives them every mbuf that was in hand.
 pub fn take_apart<P: SwitchPort>(state: &mut State<P>) {
     for mut seat in state.unseat() {
-        for burst in [&mut seat.empties, &mut seat.outgoing, &mut seat.inbox] {
+        give_empties(&mut seat);
+        for burst in [&mut seat.outgoing, &mut seat.inbox] {
             seat.port.release(burst);
         }
+    }
+}
+
+/// Gives the mbufs back that are kept for the guest's frames.
+pub(super) fn give_empties<P: SwitchPort>(seat: &mut Seat<P>) {
+    while !seat.empties.is_empty() {
+        let rest = seat.empties.len().saturating_sub(BATCH);
+        seat.port.release(&mut seat.empties.drain(rest..).collect());
     }
 }
 

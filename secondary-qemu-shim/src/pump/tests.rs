@@ -10,7 +10,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS};
 
-use super::testing::Loopback;
+use super::testing::{Loopback, give_empties};
 use super::*;
 use crate::guest_memory::GuestMemory;
 use crate::guest_memory::testing::{memory, peek, poke};
@@ -143,9 +143,7 @@ impl Bench {
 
     /// Every mbuf is with the switch again, or in hand.
     fn assert_all_mbufs_home(&mut self) {
-        for seat in &mut self.state.seats {
-            seat.port.release(&mut seat.empties);
-        }
+        self.state.seats.iter_mut().for_each(give_empties);
         assert!(
             self.port.switch(|switch| switch.buffers.complete()),
             "an mbuf is lost"
@@ -226,6 +224,43 @@ fn mbufs_of_delivered_frames_carry_what_the_guest_sends_next() {
     bench.run();
     assert_eq!(bench.port.collect(), sent[10..]);
     bench.assert_all_mbufs_home();
+}
+
+/// All frames of a clump: more than a batch.
+#[test]
+fn a_clump_of_delivered_frames_gives_mbufs_for_one_that_is_sent() {
+    let mut bench = Bench::new(V1);
+    bench.offer_rx(150, 1600);
+    (0..150).for_each(|i| bench.port.deliver(&frame(100, i)));
+    bench.run();
+    let held: Vec<_> = bench
+        .port
+        .switch(|switch| std::iter::from_fn(|| switch.buffers.empty()).collect());
+    let sent: Vec<Vec<u8>> = (0..150).map(|i| frame(60 + i, i as u8)).collect();
+    for (i, bytes) in sent.iter().enumerate() {
+        bench.transmit(TX_BUFFERS + i as u64 * 2048, &bench.plain(), bytes, 2048);
+    }
+    bench.run();
+    assert_eq!(bench.port.collect(), sent);
+    bench
+        .port
+        .switch(|switch| held.into_iter().for_each(|mbuf| switch.buffers.give_back(mbuf)));
+    bench.assert_all_mbufs_home();
+}
+
+/// A client's share is for both directions: mbufs that can carry nothing now are not kept.
+#[test]
+fn mbufs_go_back_while_the_switch_takes_no_frames() {
+    let mut bench = Bench::new(V1);
+    bench.port.switch(|switch| switch.room = 0);
+    bench.transmit(TX_BUFFERS, &bench.plain(), &frame(60, 1), 2048);
+    assert_eq!(bench.run().to_switch, Standing::AwaitsSwitch);
+    let kept = bench.state.seats[0].empties.len();
+    bench.offer_rx(100, 1600);
+    (0..100).for_each(|i| bench.port.deliver(&frame(100, i)));
+    bench.run();
+    assert_eq!(bench.rx.used().len(), 100);
+    assert_eq!(bench.state.seats[0].empties.len(), kept);
 }
 
 #[test]

@@ -43,9 +43,7 @@ pub(super) fn step<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut S
     if seat.flush() == Standing::AwaitsSwitch {
         return Standing::AwaitsSwitch;
     }
-    if seat.empties.len() < BATCH / 2 {
-        seat.port.alloc(&mut seat.empties);
-    }
+    seat.replenish(BATCH / 2);
     let took = take(lane, seat);
     let stats = seat.port.stats();
     match took {
@@ -79,7 +77,12 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
     } = lane;
     let mut chains = Chains::new();
     // Without mbufs one chain is looked at, to tell "nothing to send" from "waits for the switch".
-    queue.take(memory, Access::Read, seat.empties.len().max(1), &mut chains)?;
+    queue.take(
+        memory,
+        Access::Read,
+        seat.empties.len().clamp(1, BATCH),
+        &mut chains,
+    )?;
     let mut result = Ok(());
     let (mut used, mut copied) = (0, 0);
     while used < chains.len() {
