@@ -5,12 +5,15 @@
 //! which both sides of an eventfd would share. A client that cleared it could make the switch block; a pipe's two
 //! ends have one each.
 
+mod rung;
+
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::unistd::{pipe2, read, write};
+pub use rung::{Rung, wait};
 use vswitch_sync::gate;
 pub use vswitch_sync::need_wakeup::{self, NeedWakeup};
 

@@ -222,7 +222,7 @@ fn pin(cpu: usize) {
 fn run<P: SwitchPort>(gate: &Gate<P>) {
     let mut state = gate.enter();
     let mut idle_since: Option<Instant> = None;
-    let mut sleeper = Sleeper::default();
+    let sleeper = Sleeper::default();
     // Looked at before the first round, too: it may have been stopped before it came to run.
     while !state.stop {
         if gate.wanted() {

@@ -1,18 +1,19 @@
 //! Sleeping without missing anything: every side that may bring work is told first, then looked at once more.
 
+use std::iter::once;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
-use arrayvec::ArrayVec;
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vswitch_common::port::MAX_QUEUES;
+use vswitch_common::port::doorbell::{self, Rung};
 
 use super::seat::count;
-use super::{Lane, Standing, Standings, State};
+use super::{Eventfd, Lane, Standing, Standings, State};
 use crate::port::SwitchPort;
 use crate::virtqueue::Virtqueue;
 
-/// How often a queue is looked at whose frontend gave no kick descriptor, in milliseconds.
-const POLL_MS: u8 = 1;
+/// How often a queue is looked at whose frontend gave no kick descriptor.
+const POLL: Duration = Duration::from_millis(1);
 
 /// What a pump sleeps for.
 #[derive(Debug, Clone, Copy)]
@@ -27,20 +28,19 @@ struct Waits {
     frames: bool,
 }
 
-/// What has rung and was not silenced so far. That waits for the next sleep: on waking up a frame is there, and each system
-/// call would keep it waiting.
+/// A pump's sleep, with the doorbells that are to be silenced before the next one.
 #[derive(Debug, Default)]
 pub(super) struct Sleeper {
-    tx: bool,
-    rx: bool,
+    tx: Rung,
+    rx: Rung,
     /// By their places. One that has another place by then ends the next sleep at once, and is known again.
-    seats: [bool; MAX_QUEUES],
+    seats: [Rung; MAX_QUEUES],
 }
 
 impl Sleeper {
     /// Blocks until there may be work again, or `wake` is rung.
     pub(super) fn sleep<P: SwitchPort>(
-        &mut self,
+        &self,
         state: &mut State<P>,
         standings: Standings,
         wake: BorrowedFd<'_>,
@@ -70,51 +70,37 @@ impl Sleeper {
     }
 
     /// Takes the rings that ended the last sleep.
-    pub(super) fn silence<P: SwitchPort>(&mut self, state: &mut State<P>) {
-        let rung = std::mem::take(self);
-        for (lane, rung) in [(&mut state.tx, rung.tx), (&mut state.rx, rung.rx)] {
-            if let Some(lane) = lane.as_mut().filter(|_| rung) {
+    pub(super) fn silence<P: SwitchPort>(&self, state: &mut State<P>) {
+        for (lane, rung) in [(&mut state.tx, &self.tx), (&mut state.rx, &self.rx)] {
+            if rung.take()
+                && let Some(lane) = lane
+            {
                 clear(lane);
             }
         }
-        for (seat, _) in state.seats.iter().zip(rung.seats).filter(|&(_, rung)| rung) {
-            seat.port.silence();
+        for (seat, rung) in state.seats.iter().zip(&self.seats) {
+            if rung.take() {
+                seat.port.silence();
+            }
         }
     }
 
-    fn wait<P: SwitchPort>(&mut self, state: &State<P>, waits: Waits, wake: BorrowedFd<'_>) {
-        let mut timeout = PollTimeout::NONE;
-        let mut fds = ArrayVec::<PollFd<'_>, { 3 + MAX_QUEUES }>::new();
-        let mut bells = ArrayVec::<&mut bool, { 3 + MAX_QUEUES }>::new();
-        for (lane, wanted, rung) in [
-            (&state.tx, waits.tx, &mut self.tx),
-            (&state.rx, waits.rx, &mut self.rx),
-        ] {
-            let Some(lane) = lane.as_ref().filter(|lane| wanted && lane.runs()) else {
-                continue;
-            };
-            match &lane.kick {
-                Some(kick) => {
-                    fds.push(PollFd::new(kick.as_fd(), PollFlags::POLLIN));
-                    bells.push(rung);
-                }
-                None => timeout = PollTimeout::from(POLL_MS),
-            }
-        }
-        let kicks = bells.len();
-        for (seat, rung) in state.seats.iter().zip(&mut self.seats) {
-            fds.push(PollFd::new(seat.port.doorbell(), PollFlags::POLLIN));
-            bells.push(rung);
-        }
-        fds.push(PollFd::new(wake, PollFlags::POLLIN));
-        // An interrupted wait is a short one.
-        let _ = poll(&mut fds, timeout);
-        for (fd, rung) in fds.iter().zip(&mut bells) {
-            **rung = fd.any() != Some(false);
-        }
-        let kicks = bells[..kicks].iter().filter(|rung| ***rung).count();
+    fn wait<P: SwitchPort>(&self, state: &State<P>, waits: Waits, wake: BorrowedFd<'_>) {
+        let lanes = [(&state.tx, waits.tx, &self.tx), (&state.rx, waits.rx, &self.rx)];
+        let lanes = lanes.iter().filter_map(|&(lane, wanted, rung)| {
+            let lane = lane.as_ref().filter(|lane| wanted && lane.runs())?;
+            Some((lane.kick.as_ref().map(Eventfd::as_fd), rung))
+        });
+        let polled = lanes.clone().any(|(kick, _)| kick.is_none());
+        let kicks = lanes.filter_map(|(kick, rung)| Some((kick?, rung)));
+        let seats = state.seats.iter().map(|seat| seat.port.doorbell());
+        // Not ours to silence: the gate does it.
+        let change = (wake, &Rung::default());
+        let bells = kicks.chain(seats.zip(&self.seats)).chain(once(change));
+        doorbell::wait(bells, polled.then_some(POLL));
         if let Some(seat) = state.seats.first() {
-            count(&seat.port.stats().kicks, kicks);
+            let kicks = [&self.tx, &self.rx].into_iter().filter(|rung| rung.get());
+            count(&seat.port.stats().kicks, kicks.count());
         }
     }
 }
@@ -150,7 +136,7 @@ fn prepare<P: SwitchPort>(state: &mut State<P>, waits: Waits) -> bool {
 fn clear<Q>(lane: &mut Lane<Q>) {
     if lane.kick.as_ref().is_some_and(|kick| !kick.clear()) {
         log::warn!(
-            "{}: the kick descriptor is no working eventfd; the queue is polled every {POLL_MS} ms",
+            "{}: the kick descriptor is no working eventfd; the queue is polled every {POLL:?}",
             lane.name
         );
         lane.kick = None;

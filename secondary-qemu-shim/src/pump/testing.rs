@@ -65,7 +65,7 @@ impl<P: SwitchPort + 'static> Pump<P> {
                 let standings = state.step();
                 if !standings.busy() {
                     // `change` has just rung the bell.
-                    let mut sleeper = Sleeper::default();
+                    let sleeper = Sleeper::default();
                     sleeper.sleep(state, standings, self.gate.bell().as_fd());
                     sleeper.silence(state);
                     return true;
