@@ -7,6 +7,7 @@ pub mod client_port;
 pub mod clock;
 pub mod forward;
 pub mod gso;
+mod laps;
 pub mod ledger;
 pub mod limit;
 pub mod mac_table;

@@ -11,6 +11,7 @@ use vswitch_common::stats::PortBlock;
 use super::BURST;
 use super::clock::{Clock, tsc};
 use super::forward::Forwarder;
+use super::laps::Laps;
 use super::ledger::Ledger;
 use super::polled::Polled;
 use super::sleep::Sleeper;
@@ -89,9 +90,7 @@ impl Pmd {
             }
             let now = clock.at(last);
             let mut packets = 0;
-            // The poll before was in vain, and `tick` lies in front of it.
-            let mut in_vain = false;
-            let mut tick = last;
+            let mut laps = Laps::new(last, tsc);
             // A thread with nothing to do looks at all, always.
             let quiet_too = !worked || last.wrapping_sub(looked_at_quiet) > quiet_ticks;
             if quiet_too {
@@ -108,12 +107,7 @@ impl Pmd {
                     worked = true;
                     continue;
                 }
-                if std::mem::take(&mut in_vain) {
-                    // What went before is not this queue's.
-                    tick = tsc();
-                }
-                if !polled.poll(&ledger, forwarder.stats(), &mut frames, limit) {
-                    in_vain = true;
+                if !laps.poll(|| polled.poll(&ledger, forwarder.stats(), &mut frames, limit)) {
                     continue;
                 }
                 let count = frames.len();
@@ -121,15 +115,12 @@ impl Pmd {
                     packets += count;
                     forwarder.burst(&snapshot, &polled.port, polled.queue, &mut frames, now);
                 }
-                let before = std::mem::replace(&mut tick, tsc());
-                let time = tick.wrapping_sub(before);
+                let time = laps.lap();
                 polled.busy.add(time);
                 turns.charge(number, time, count);
                 worked = true;
             }
-            if in_vain || tick == last {
-                tick = tsc();
-            }
+            let tick = laps.end();
             if packets > 0 {
                 forwarder
                     .stats()
@@ -144,11 +135,10 @@ impl Pmd {
             } else if tick.wrapping_sub(idle_since) > idle_ticks && snapshot.max_sleep != Some(Duration::ZERO)
             {
                 let called = || control.stop.load(Ordering::Relaxed) || publisher.changed(generation);
-                sleeper.sleep(&queues, snapshot.max_sleep, called, forwarder.stats());
+                sleeper.sleep(&mut queues, snapshot.max_sleep, called, forwarder.stats());
                 last = tsc();
                 forwarder.stats().thread().slept(last.wrapping_sub(tick));
                 idle_since = last;
-                queues.iter_mut().for_each(Polled::look_well);
             } else {
                 // Whoever has the frames may wait for this very CPU.
                 std::thread::yield_now();

@@ -17,7 +17,7 @@ use super::snapshot::{BusyTicks, Snapshot};
 /// A queue that was polled so often in vain is quiet, and costs the busy ones next to nothing: beside them it is looked
 /// at now and then, and no further than to see whether a client has brought anything.
 const QUIET_AFTER: u32 = 64;
-/// One look in so many at a quiet client is a whole poll.
+/// One look in so many at a quiet queue is a whole poll.
 const LOOKS: u32 = 64;
 
 /// A receive queue with its port at hand.
@@ -71,19 +71,21 @@ impl Polled {
         self.vain >= QUIET_AFTER
     }
 
-    /// Is a quiet queue worth a poll? Without a doorbell only a poll can tell. And a client that got no mbufs, because there were
+    /// Is a quiet queue worth a poll? Of a device only a poll can tell. And a client that got no mbufs, because there were
     /// none, brings nothing until it has some: a poll now and then hands them out.
     #[inline]
     pub fn stirs(&mut self) -> bool {
         self.looks = self.looks.wrapping_add(1);
-        match self.client() {
-            Some(client) => self.looks.is_multiple_of(LOOKS) || client.has_work(),
-            None => matches!(self.port.io, Io::Ethdev(_)),
-        }
+        self.looks.is_multiple_of(LOOKS)
+            || match &self.port.io {
+                Io::Client(session) => session.queues()[usize::from(self.queue)].has_work(),
+                Io::Ethdev(_) => true,
+                Io::Down => false,
+            }
     }
 
-    /// Its next look is a whole poll: whoever got no mbufs may have waited for this.
-    pub fn look_well(&mut self) {
+    /// The next look at it is a whole poll.
+    pub fn poll_next(&mut self) {
         self.looks = LOOKS - 1;
     }
 
@@ -127,5 +129,43 @@ impl Polled {
         };
         self.vain = if had_work { 0 } else { self.vain.saturating_add(1) };
         had_work
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::datapath::port::FRAME_OVERHEAD;
+    use crate::datapath::snapshot::{Assigned, RxQueue};
+    use crate::datapath::vlan::VlanPolicy;
+
+    /// A queue that never has anything.
+    pub fn idle_queue() -> Polled {
+        let port = Port {
+            index: 0,
+            bridge: 0,
+            vlan: VlanPolicy::access(0),
+            max_frame: FRAME_OVERHEAD,
+            limiter: None,
+            io: Io::Down,
+        };
+        let assigned = Assigned {
+            queue: RxQueue { port: 0, queue: 0 },
+            busy: Arc::default(),
+        };
+        let snapshot = Snapshot {
+            ports: vec![Some(Arc::new(port))],
+            polled: vec![vec![assigned]],
+            ..Snapshot::default()
+        };
+        Polled::all_of(&snapshot, 0).remove(0)
+    }
+
+    /// Its client may have waited for mbufs that are back meanwhile.
+    #[test]
+    fn a_quiet_queue_is_polled_now_and_then() {
+        let mut polled = idle_queue();
+        let polls = (0..10 * LOOKS).filter(|_| polled.stirs());
+        assert_eq!(polls.count(), 10);
     }
 }

@@ -33,9 +33,11 @@ impl<'w> Sleeper<'w> {
     /// Sleeps until a client, the host kernel or the control thread rings, or for as long as devices without doorbells
     /// may wait, and no longer than `max`. Not at all if a client of `queues` has work, or `called`: whoever rings `wake`
     /// wants something, and may have rung just before that is silenced here.
+    ///
+    /// Each queue gets a whole poll afterwards: a client that got no mbufs, because there were none, may have waited for it.
     pub fn sleep(
         &self,
-        queues: &[Polled],
+        queues: &mut [Polled],
         max: Option<Duration>,
         called: impl Fn() -> bool,
         stats: &PortBlock,
@@ -64,5 +66,29 @@ impl<'w> Sleeper<'w> {
             || called() || clients().any(Queue::has_work),
             block,
         );
+        queues.iter_mut().for_each(Polled::poll_next);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::datapath::polled::tests::idle_queue;
+    use std::sync::Arc;
+    use vswitch_common::stats::Segment;
+
+    #[test]
+    fn a_sleeper_polls_every_queue_when_it_wakes() {
+        let segment = Arc::new(Segment::create(&format!("sleep-test-{}", std::process::id()), 1).unwrap());
+        let stats = PortBlock::claim(&segment, 0).unwrap();
+        let wake = Doorbell::new().unwrap();
+        let sleeper = Sleeper::new(&wake);
+        let mut queues = [idle_queue(), idle_queue()];
+        queues[1].stirs();
+        for _ in 0..3 {
+            sleeper.sleep(&mut queues, Some(Duration::ZERO), || false, &stats);
+            assert!(queues.iter_mut().all(Polled::stirs));
+            assert!(!queues.iter_mut().any(Polled::stirs));
+        }
     }
 }

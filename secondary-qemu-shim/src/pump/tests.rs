@@ -716,6 +716,31 @@ fn a_pump_polls_while_the_switch_wants_it() {
     drop(pump);
 }
 
+/// The ring that tells of it is silenced together with an earlier one, when the pump has already looked whether to poll.
+#[test]
+fn a_wish_to_be_polled_is_not_slept_through() {
+    let mut bench = Bench::new(MERGEABLE);
+    let port = bench.port.clone();
+    let idle = bench.run();
+    let sleeper = Sleeper::default();
+    let change = Doorbell::new().unwrap();
+    port.set_busy_poll(false);
+    sleeper.sleep(&mut bench.state, idle, change.as_fd());
+    assert!(!bench.state.polls());
+    port.set_busy_poll(true);
+    let (state, change) = (&mut bench.state, &change);
+    std::thread::scope(|scope| {
+        let pump = scope.spawn(move || sleeper.sleep(state, idle, change.as_fd()));
+        let end = Instant::now() + Duration::from_secs(10);
+        while !pump.is_finished() && Instant::now() < end {
+            std::thread::yield_now();
+        }
+        let awake = pump.is_finished();
+        change.ring();
+        assert!(awake, "it sleeps");
+    });
+}
+
 /// Nobody pays for a VM that is off, a driver that is not bound, one that broke its virtqueues, or a switch that is gone.
 #[test]
 fn a_pump_without_both_sides_sleeps_all_the_same() {
