@@ -171,6 +171,28 @@ fn a_row_put_right_loses_its_error() {
     assert!(Bare::start(&switch, "late").attach(4, 1).is_err());
 }
 
+/// The port works all the same.
+#[test]
+fn an_option_without_effect_is_named() {
+    let switch = Switch::with_ports(&[1]);
+    let null = "null -- set Interface null type=dpdk options:dpdk-devargs=net_null0,no-rx=1";
+    switch.vsctl(&format!("add-port br0 {null}"));
+    for (port, ofport) in [("null", "2"), ("br0", "65534")] {
+        let complaint = switch.vsctl_complaint(&format!("set Interface {port} options:busy-poll=true"));
+        assert!(
+            complaint.is_empty() || complaint.contains("busy-poll"),
+            "{complaint}"
+        );
+        let error = switch.get("Interface", port, "error");
+        assert!(error.contains("options:busy-poll is for VM ports"), "{error}");
+        assert!(error.contains("other_config:pmd-sleep-max=0"), "{error}");
+        switch.wait_for_log(&format!("port {port}: options:busy-poll is for VM ports"));
+        assert_eq!(switch.get("Interface", port, "ofport"), ofport);
+        switch.vsctl(&format!("remove Interface {port} options busy-poll"));
+        assert_eq!(switch.vsctl(&format!("get Interface {port} error")), "[]\n");
+    }
+}
+
 #[test]
 fn port_numbers_are_given_as_asked() {
     let switch = Switch::with_ports(&[]);

@@ -159,6 +159,19 @@ impl Kind {
         }
     }
 
+    /// Is the client of a port of this kind to poll when it is idle? What is wrong with the row otherwise.
+    pub fn busy_poll(&self, interface: &InterfaceConfig) -> Result<bool, String> {
+        match (self, switch(interface, "busy-poll")) {
+            (Kind::Client { .. }, asked) => asked.map_err(|e| format!("{e}; its client sleeps when idle")),
+            (_, Ok(false)) => Ok(false),
+            _ => Err(
+                "options:busy-poll is for VM ports, and keeps their shims from sleeping; to keep the PMD threads from it, \
+                 which poll this port, set other_config:pmd-sleep-max=0 in Open_vSwitch"
+                    .into(),
+            ),
+        }
+    }
+
     /// The OpenFlow port number that the historic name stands for.
     pub fn preferred_ofport(name: &str) -> Option<u16> {
         historic(name).filter(|n| (1..=47).contains(n))
@@ -169,11 +182,6 @@ impl Kind {
 fn in_full(devargs: &str) -> String {
     let (device, arguments) = devargs.split_at(devargs.find(',').unwrap_or(devargs.len()));
     pci::address(device).map_or_else(|| devargs.to_owned(), |address| address + arguments)
-}
-
-/// Is the client of this port to poll when it is idle? What is wrong with the row otherwise.
-pub fn busy_poll(interface: &InterfaceConfig) -> Result<bool, String> {
-    switch(interface, "busy-poll").map_err(|e| format!("{e}; its client sleeps when idle"))
 }
 
 fn switch(interface: &InterfaceConfig, option: &str) -> Result<bool, String> {
@@ -206,8 +214,8 @@ fn number(
 mod tests {
     use super::*;
 
-    fn kind(name: &str, kind: &str, options: &[(&str, &str)]) -> Result<Kind, String> {
-        let interface = InterfaceConfig {
+    fn interface(name: &str, kind: &str, options: &[(&str, &str)]) -> InterfaceConfig {
+        InterfaceConfig {
             name: name.into(),
             kind: kind.into(),
             options: options
@@ -215,8 +223,15 @@ mod tests {
                 .map(|&(k, v)| (k.to_owned(), v.to_owned()))
                 .collect(),
             ..Default::default()
-        };
-        Kind::of(&interface, "br0")
+        }
+    }
+
+    fn kind(name: &str, kind: &str, options: &[(&str, &str)]) -> Result<Kind, String> {
+        Kind::of(&interface(name, kind, options), "br0")
+    }
+
+    fn busy_poll(kind: &Kind, options: &[(&str, &str)]) -> Result<bool, String> {
+        kind.busy_poll(&interface("any", "", options))
     }
 
     #[test]
@@ -261,12 +276,7 @@ mod tests {
 
     #[test]
     fn busy_polling_is_asked_for_by_the_word() {
-        let busy_poll = |options: &[(&str, &str)]| {
-            super::busy_poll(&InterfaceConfig {
-                options: options.iter().map(|&(k, v)| (k.into(), v.into())).collect(),
-                ..Default::default()
-            })
-        };
+        let busy_poll = |options: &[(&str, &str)]| busy_poll(&Kind::Client { port: 1 }, options);
         assert_eq!(busy_poll(&[]), Ok(false));
         assert_eq!(busy_poll(&[("busy-poll", "false")]), Ok(false));
         assert_eq!(busy_poll(&[("busy-poll", "true")]), Ok(true));
@@ -276,6 +286,18 @@ mod tests {
                 error.contains(&format!("options:busy-poll={wrong} is neither")),
                 "{error}"
             );
+        }
+    }
+
+    /// There it would be without effect.
+    #[test]
+    fn busy_polling_is_refused_where_there_is_no_client() {
+        let nic = kind("nic", "dpdk", &[("dpdk-devargs", "net_null0")]).unwrap();
+        for kind in [nic, Kind::Local, Kind::Kernel { queues: 1 }] {
+            assert_eq!(busy_poll(&kind, &[]), Ok(false));
+            assert_eq!(busy_poll(&kind, &[("busy-poll", "false")]), Ok(false));
+            let error = busy_poll(&kind, &[("busy-poll", "true")]).unwrap_err();
+            assert!(error.contains("other_config:pmd-sleep-max=0"), "{error}");
         }
     }
 

@@ -12,7 +12,7 @@ use vswitch_control::{MacAddr, Uuid};
 
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
-use super::kind::{self, Kind};
+use super::kind::Kind;
 use super::limits;
 use super::{Backend, BridgeState, DEFAULT_MTU, MAX_KERNEL_MTU, MAX_MTU, PortState, Switch};
 use crate::attach::{Notice, Refused};
@@ -175,7 +175,10 @@ impl Switch {
         let affinity = settings::affinity(&wanted.interface.other_config);
         let unpinned = affinity.as_ref().err().cloned();
         let affinity = affinity.unwrap_or_default();
-        let busy_poll = kind::busy_poll(wanted.interface);
+        let kind = wanted.kind();
+        let busy_poll = kind
+            .as_ref()
+            .map_or(Ok(false), |kind| kind.busy_poll(wanted.interface));
         let sleeps = busy_poll.as_ref().err().cloned();
         let busy_poll = busy_poll.unwrap_or_default();
         let complaints = [unlimited, unpinned, sleeps].into_iter().flatten();
@@ -207,8 +210,7 @@ impl Switch {
                 log::warn!("bridge {}: port {}: {text}", state.bridge, state.name);
             }
             state.complaint = complaint;
-            if let (Backend::Ethdev { setup, .. }, Ok(Kind::Ethdev { options, .. })) =
-                (&state.backend, wanted.kind())
+            if let (Backend::Ethdev { setup, .. }, Ok(Kind::Ethdev { options, .. })) = (&state.backend, &kind)
             {
                 let wanted_setup = options.setup(mtu);
                 if *setup != wanted_setup {
@@ -243,7 +245,7 @@ impl Switch {
             }
             return;
         }
-        let (kind, backend) = match wanted.kind() {
+        let (kind, backend) = match kind {
             Ok(kind) => {
                 let name = &wanted.interface.name;
                 let backend = self
