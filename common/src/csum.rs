@@ -68,12 +68,12 @@ pub fn complete(bytes: &mut [u8], start: usize, offset: usize) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// RFC 1071 as its text reads.
-    fn reference(bytes: &[u8]) -> u16 {
+    pub fn reference(bytes: &[u8]) -> u16 {
         let mut sum = 0u32;
         for pair in bytes.chunks(2) {
             sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&b| u32::from(b));

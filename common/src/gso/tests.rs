@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::csum::tests::reference;
 
 /// A packet, written down field by field.
 #[derive(Debug, Clone)]
@@ -96,7 +97,7 @@ impl Packet {
             ip.extend(self.id.to_be_bytes());
             ip.extend([0x40, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]);
             ip.resize(len, 1);
-            let sum = !ones(&ip);
+            let sum = !reference(&ip);
             ip[10..12].copy_from_slice(&sum.to_be_bytes());
             let addresses = ip[12..20].to_vec();
             (ip, addresses)
@@ -106,7 +107,7 @@ impl Packet {
         summed.extend((length as u16).to_be_bytes());
         summed.extend(&transport);
         let at = if self.udp { 6 } else { 16 };
-        let sum = match !ones(&summed) {
+        let sum = match !reference(&summed) {
             0 => 0xffff,
             sum => sum,
         };
@@ -137,15 +138,6 @@ impl Packet {
         };
         pieces.iter().enumerate().map(packet).collect()
     }
-}
-
-fn ones(bytes: &[u8]) -> u16 {
-    let mut sum = 0u32;
-    for pair in bytes.chunks(2) {
-        sum += u32::from(pair[0]) << 8 | pair.get(1).map_or(0, |&b| u32::from(b));
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
 }
 
 fn packet() -> impl Strategy<Value = Packet> {

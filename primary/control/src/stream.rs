@@ -3,13 +3,13 @@
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// Connects without blocking: a listener whose backlog is full gives `WouldBlock` rather than a wait without end.
-pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+/// A socket for `path`, and its address: the standard library has none that does not block from the first.
+pub(crate) fn unix_socket(path: &Path) -> io::Result<(OwnedFd, UnixAddr)> {
     let address = UnixAddr::new(path)?;
     let fd = socket(
         AddressFamily::Unix,
@@ -17,6 +17,12 @@ pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
         SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
         None,
     )?;
+    Ok((fd, address))
+}
+
+/// Connects without blocking: a listener whose backlog is full gives `WouldBlock` rather than a wait without end.
+pub(crate) fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let (fd, address) = unix_socket(path)?;
     connect(fd.as_raw_fd(), &address)?;
     Ok(UnixStream::from(fd))
 }

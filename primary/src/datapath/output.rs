@@ -145,12 +145,19 @@ impl Output {
         }
     }
 
-    /// Puts `frame`, of `len` bytes, into the batch of `target`.
-    fn add(&mut self, target: &Port, frame: Mbuf, len: usize, chain: bool) {
+    /// The batch of `target`, for something to be put into it.
+    #[inline]
+    fn batch(&mut self, target: &Port) -> &mut Batch {
         let batch = &mut self.batches[usize::from(target.index)];
         if batch.frames.is_empty() {
             self.pending.push(target.index);
         }
+        batch
+    }
+
+    /// Puts `frame`, of `len` bytes, into the batch of `target`.
+    fn add(&mut self, target: &Port, frame: Mbuf, len: usize, chain: bool) {
+        let batch = self.batch(target);
         batch.frames.push(frame);
         batch.bytes += len;
         batch.chains |= chain;
@@ -162,14 +169,11 @@ impl Output {
     /// Puts `frames`, of `bytes` in all and no more than a burst, into the batch of `target` as they are.
     #[inline]
     pub fn add_all(&mut self, target: &Port, frames: impl ExactSizeIterator<Item = Mbuf>, bytes: usize) {
-        let index = usize::from(target.index);
-        if self.batches[index].frames.remaining_capacity() < frames.len() {
+        let batch = &self.batches[usize::from(target.index)];
+        if batch.frames.remaining_capacity() < frames.len() {
             self.send(target);
         }
-        let batch = &mut self.batches[index];
-        if batch.frames.is_empty() {
-            self.pending.push(target.index);
-        }
+        let batch = self.batch(target);
         batch.frames.extend(frames);
         batch.bytes += bytes;
     }

@@ -1,7 +1,7 @@
 //! A listening Unix socket with a narrow mode, and the removal of dead ones.
 
-use crate::stream::connect_unix;
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, UnixAddr, bind, listen, socket};
+use crate::stream::{connect_unix, unix_socket};
+use nix::sys::socket::{Backlog, bind, listen};
 use nix::sys::stat::{Mode, fchmod};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -10,13 +10,7 @@ use std::path::Path;
 
 /// Listens at `path`, not blocking. The mode (0770 less the umask, as OVS) holds from the first moment.
 pub(super) fn listen_at(path: &Path) -> io::Result<UnixListener> {
-    let address = UnixAddr::new(path)?;
-    let fd = socket(
-        AddressFamily::Unix,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
-        None,
-    )?;
+    let (fd, address) = unix_socket(path)?;
     // On Linux the mode of an unbound socket becomes that of its file.
     fchmod(&fd, Mode::from_bits_truncate(0o770))?;
     bind(fd.as_raw_fd(), &address)?;
