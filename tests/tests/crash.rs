@@ -127,6 +127,56 @@ fn a_stopped_client_costs_others_nothing() {
     switch.wait_for_free_mbufs(free);
 }
 
+/// Stopped in the midst of traffic for longer than anything waits for anybody: others lose nothing, and its own frames
+/// go on both ways when it does.
+#[test]
+fn a_client_stopped_for_long_under_load() {
+    let switch = Switch::with_ports(&[1, 2, 3, 4]);
+    let free = switch.free_mbufs();
+    let mut pair = [3, 4].map(|n| Bare::attached(&switch, n));
+    pair[0].send(&[Frame::marked(BROADCAST, mac(3), 0, 60)]);
+    pair[1].receive(1);
+    pair[1].send(&[Frame::marked(mac(3), mac(4), 0, 60)]);
+    pair[0].receive(1);
+    let bystanders = Bystanders::start(&switch, [1, 2], PACE, 13);
+    let load = Traffic {
+        source: mac(3),
+        destination: mac(4),
+        send: u64::MAX,
+        receive: u64::MAX,
+        window: 0,
+        rate: PACE,
+        ..Traffic::default()
+    };
+    pair[0].start_traffic(&load);
+    pair[1].start_traffic(&load.peer());
+    let passed = || [Counter::RxPackets, Counter::TxPackets].map(|c| switch.count("dpdkr3", c));
+    let goes_on = || {
+        let before = passed();
+        eventually("its frames pass both ways", || {
+            passed()
+                .iter()
+                .zip(before)
+                .all(|(now, before)| *now > before + PACE / 10)
+        });
+    };
+    goes_on();
+    pair[0].signal(Signal::SIGSTOP);
+    std::thread::sleep(Duration::from_secs(12));
+    assert!(
+        switch.count("dpdkr3", Counter::TxDropFull) > 10 * PACE,
+        "{}",
+        switch.counters()
+    );
+    pair[0].signal(Signal::SIGCONT);
+    goes_on();
+    let clients = finish(bystanders);
+    pair.iter_mut().for_each(Bare::kill);
+    switch.assert_frames_accounted();
+    drop((pair, clients));
+    switch.wait_for_free_mbufs(free);
+}
+
 /// A stopped process could still write into its mbufs when it goes on: it has to be dead before they are used again.
 #[test]
 fn a_stopped_client_whose_port_is_deleted() {
