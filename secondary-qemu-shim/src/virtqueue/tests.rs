@@ -1,3 +1,4 @@
+mod both;
 mod packed;
 
 use std::sync::Arc;
@@ -65,29 +66,6 @@ fn take(
 
 fn complete(queue: &mut impl Virtqueue, written: &[u32]) {
     queue.complete(written);
-}
-
-#[test]
-fn chains_come_in_order_and_go_back_in_order() {
-    let m = guest();
-    let mut driver = Driver::new(&m, 0, 8);
-    let mut queue = driver.device();
-    assert_eq!(read(&mut queue, &m), Ok(vec![]));
-    let a = vec![(BUFFERS, 12, false), (BUFFERS + 64, 60, false)];
-    let b = vec![(BUFFERS + 256, 100, false)];
-    let heads = [driver.offer(&a), driver.offer(&b)];
-    assert_eq!(read(&mut queue, &m), Ok(vec![a, b.clone()]));
-    assert_eq!(queue.base(), 0, "taking consumes nothing");
-    complete(&mut queue, &[0]);
-    assert_eq!(driver.used(), [(heads[0], 0)]);
-    assert_eq!(
-        read(&mut queue, &m),
-        Ok(vec![b]),
-        "what was not completed comes again"
-    );
-    complete(&mut queue, &[7]);
-    assert_eq!(driver.used(), [(heads[1], 7)]);
-    assert_eq!(queue.base(), 2);
 }
 
 #[test]
@@ -179,51 +157,6 @@ fn hostile_descriptors_break_the_queue() {
         ),
         (
             |d| {
-                d.offer(&[(BUFFERS, 0, false)]);
-            },
-            Fault::Empty,
-        ),
-        (
-            |d| {
-                d.offer(&[(BUFFERS, 12, false), (BUFFERS, 64, true)]);
-            },
-            Fault::Direction("writable"),
-        ),
-        (
-            |d| {
-                d.offer(&[(END, 1, false)]);
-            },
-            Fault::Address { address: END, len: 1 },
-        ),
-        (
-            |d| {
-                d.offer(&[(END - 10, 11, false)]);
-            },
-            Fault::Address {
-                address: END - 10,
-                len: 11,
-            },
-        ),
-        (
-            |d| {
-                d.offer(&[(u64::MAX - 3, 64, false)]);
-            },
-            Fault::Address {
-                address: u64::MAX - 3,
-                len: 64,
-            },
-        ),
-        (
-            |d| {
-                d.offer(&[(BUFFERS, u32::MAX, false)]);
-            },
-            Fault::Address {
-                address: BUFFERS,
-                len: u32::MAX,
-            },
-        ),
-        (
-            |d| {
                 d.set(0, BUFFERS, 24, INDIRECT, 0);
                 d.publish(0);
             },
@@ -308,79 +241,6 @@ fn hostile_descriptors_break_the_queue() {
         );
         assert_eq!(driver.used(), [], "{fault:?}: nothing is used");
     }
-}
-
-/// Each buffer lies in (sparse) memory; together they are more than the used ring can tell.
-#[test]
-fn a_chain_of_more_than_4_gib_breaks_the_queue() {
-    let m = memory(&[(0, 5 << 30)]);
-    let mut driver = Driver::new(&m, 0, 8);
-    driver.offer(&[(0, u32::MAX, false)]);
-    driver.offer(&[(0, u32::MAX, false), (0, 1, false)]);
-    let mut queue = driver.device();
-    let whole: Offer = (0, u32::MAX, false);
-    assert_eq!(read(&mut queue, &m), Ok(vec![vec![whole]]));
-    complete(&mut queue, &[0]);
-    assert_eq!(read(&mut queue, &m), Err(Fault::TooManyBytes));
-}
-
-#[test]
-fn receive_buffers_must_be_writable() {
-    let m = guest();
-    let mut driver = Driver::new(&m, 0, 8);
-    driver.offer(&[(BUFFERS, 64, false)]);
-    assert_eq!(
-        take(&mut driver.device(), &m, Access::Write, 1),
-        Err(Fault::Direction("readable"))
-    );
-}
-
-#[test]
-fn a_buffer_that_straddles_regions_is_refused() {
-    let m = memory(&[(0, 0x1000), (0x1000, 0x1000)]);
-    let mut driver = Driver::new(&m, 0, 8);
-    driver.offer(&[(0xff0, 32, false)]);
-    assert_eq!(
-        read(&mut driver.device(), &m),
-        Err(Fault::Address {
-            address: 0xff0,
-            len: 32
-        })
-    );
-}
-
-#[test]
-fn good_chains_before_a_bad_one_are_served() {
-    let m = guest();
-    let mut driver = Driver::new(&m, 0, 8);
-    let mut queue = driver.device();
-    driver.offer(&[(BUFFERS, 64, false)]);
-    driver.offer(&[(BUFFERS, 0, false)]);
-    assert_eq!(read(&mut queue, &m).map(|c| c.len()), Ok(1));
-    complete(&mut queue, &[0]);
-    assert_eq!(read(&mut queue, &m), Err(Fault::Empty));
-    assert_eq!(driver.used().len(), 1);
-}
-
-#[test]
-fn long_indirect_chains_share_a_batch_or_come_alone() {
-    let m = guest();
-    let mut driver = Driver::new(&m, 0, 8);
-    let mut queue = driver.device();
-    queue.set_features(INDIRECT_ONLY);
-    let offers: Vec<Offer> = (0..600).map(|i| (BUFFERS + 0x1_0000 + i, 1, false)).collect();
-    for i in 0..3 {
-        driver.offer_indirect(BUFFERS + i * 0x4000, &offers);
-    }
-    for _ in 0..3 {
-        assert_eq!(
-            read(&mut queue, &m).map(|c| c.len()),
-            Ok(1),
-            "two do not fit a batch"
-        );
-        complete(&mut queue, &[0]);
-    }
-    assert_eq!(driver.used().len(), 3);
 }
 
 #[test]
