@@ -3,7 +3,7 @@
 mod describe;
 pub mod events;
 
-use std::ffi::{CStr, CString, c_int};
+use std::ffi::{CStr, CString, c_int, c_uint};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::time::Duration;
@@ -148,11 +148,12 @@ impl Ethdev {
     }
 
     /// Sets it up anew and starts it; stops it before, if it runs. Queue counts, descriptors and MTU are cut to what
-    /// the device has; see [`Ethdev::rx_queues`] and the others for what it came to.
+    /// the device has; see [`Ethdev::rx_queues`] and the others for what it came to. It receives into mbufs of `pool`, on
+    /// whose node its queues are.
     ///
     /// # Errors
     /// The step that the driver refused.
-    pub fn start(&mut self, setup: &Setup, pool: &Pool) -> Result<(), EthdevError> {
+    pub fn start(&mut self, setup: &Setup, pool: Pool) -> Result<(), EthdevError> {
         self.stop();
         let info = self.raw_info()?;
         self.rx_queues = setup.rx_queues.clamp(1, info.max_rx_queues.max(1));
@@ -162,16 +163,26 @@ impl Ethdev {
         // SAFETY: two valid pointers for the time of the call.
         let rc = unsafe { sys::rte_eth_dev_adjust_nb_rx_tx_desc(self.port, &mut rx_desc, &mut tx_desc) };
         self.check("sizing queues", rc)?;
+        // The node that has memory: the device's may have none.
+        let socket = pool.socket() as c_uint;
         for queue in 0..self.rx_queues {
             // SAFETY: null asks for the driver's own thresholds; the pool lives as long as the process.
             let rc = unsafe {
-                sys::rte_eth_rx_queue_setup(self.port, queue, rx_desc, 0, std::ptr::null(), pool.as_ptr())
+                sys::rte_eth_rx_queue_setup(
+                    self.port,
+                    queue,
+                    rx_desc,
+                    socket,
+                    std::ptr::null(),
+                    pool.as_ptr(),
+                )
             };
             self.check("setting a receive queue up", rc)?;
         }
         for queue in 0..self.tx_queues {
             // SAFETY: as above.
-            let rc = unsafe { sys::rte_eth_tx_queue_setup(self.port, queue, tx_desc, 0, std::ptr::null()) };
+            let rc =
+                unsafe { sys::rte_eth_tx_queue_setup(self.port, queue, tx_desc, socket, std::ptr::null()) };
             self.check("setting a transmit queue up", rc)?;
         }
         // SAFETY: a configured port.

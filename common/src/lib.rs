@@ -6,11 +6,12 @@
 //! | [`mbuf`] | packet buffers: one owner each, accessors that stay inside the buffer |
 //! | [`gso`] | frames larger than a wire takes: what is known of one, and how it is cut |
 //! | [`csum`] | the Internet checksum |
-//! | [`mempool`] | the pool of mbufs; only the primary touches one |
+//! | [`mempool`] | pools of mbufs; only the primary touches one |
 //! | [`ring`] | single-producer single-consumer ends of an `rte_ring`, safe against the peer |
 //! | [`ethdev`] | NIC ports and vdevs of the primary |
 //! | [`netdev`] | interfaces of the host kernel |
 //! | [`descriptors`] | descriptors that come with a message on a unix socket |
+//! | [`sparse`] | arrays of which little is ever used |
 //! | [`port`] | the client-port protocol: shared layout, attach messages, doorbells, the client's side |
 //! | [`stats`] | the shared-memory segment with every counter |
 //! | [`fault`] | for tests: places where a process can be made to die |
@@ -28,4 +29,5 @@ pub mod netdev;
 pub mod port;
 pub mod ring;
 pub mod rundir;
+pub mod sparse;
 pub mod stats;

@@ -1,6 +1,6 @@
 //! Packet buffers (`rte_mbuf`), each with one owner.
 //!
-//! Every mbuf of the switch comes from one pool with a fixed shape: header, private area ([`FrameMeta`]), then
+//! Every mbuf of the switch comes from a pool with a fixed shape: header, private area ([`FrameMeta`]), then
 //! [`BUF_LEN`] bytes of buffer of which the first [`HEADROOM`] are left free for tags. Because the shape is fixed,
 //! the buffer's address follows from the mbuf's own, and lengths are clamped to it on every access: a client that
 //! scribbles over a header it no longer owns can garble a frame, but can't make anybody read outside the buffer.
@@ -88,7 +88,7 @@ impl Mbuf {
     /// The mbuf at `address`.
     ///
     /// # Safety
-    /// `address` is that of an mbuf of the switch's pool, mapped in this process, which the caller owns. (A value
+    /// `address` is that of an mbuf of a pool of the switch, mapped in this process, which the caller owns. (A value
     /// that is only moved through a ring and never looked into may be anything but zero.)
     pub unsafe fn from_address(address: usize) -> Option<Mbuf> {
         NonNull::new(address as *mut sys::rte_mbuf).map(Mbuf)
@@ -505,9 +505,9 @@ impl Mbuf {
 
     /// Rewrites what a client may have scribbled over and a driver relies on: buffer place, counts, links.
     ///
-    /// `iova` is the buffer's bus address. The frame's span is kept but clamped; segments are cut to this one.
+    /// `pool` is the one it is of, `iova` the buffer's bus address. The frame's span is kept but clamped; segments are cut to this one.
     #[inline]
-    pub fn scrub(&mut self, pool: &crate::mempool::Pool, iova: u64) {
+    pub fn scrub(&mut self, pool: crate::mempool::Pool, iova: u64) {
         let (off, len) = self.span();
         let m = self.0.as_ptr();
         // SAFETY: stores into the header of an mbuf that this process owns.

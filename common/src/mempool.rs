@@ -1,4 +1,4 @@
-//! The pool of mbufs. Only the primary touches one, and only from EAL threads, each of which has a cache of its own.
+//! Pools of mbufs. Only the primary touches one, and only from EAL threads, each of which has a cache of its own.
 
 use std::ffi::{CString, c_uint, c_void};
 use std::ptr::NonNull;
@@ -15,8 +15,8 @@ pub const BYTES_PER_MBUF: usize = 2560;
 /// Mbufs that an lcore's cache holds.
 const CACHE: u32 = 256;
 
-/// The switch's pool of mbufs. It lives as long as the process.
-#[derive(Debug, Clone, Copy)]
+/// A pool of mbufs. It lives as long as the process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool(NonNull<sys::rte_mempool>);
 
 // SAFETY: a mempool's operations are safe from any thread; only EAL threads have a cache.
@@ -47,6 +47,17 @@ impl Pool {
 
     pub(crate) fn as_ptr(&self) -> *mut sys::rte_mempool {
         self.0.as_ptr()
+    }
+
+    /// The NUMA node that it was made for, if it was for one.
+    pub fn node(&self) -> Option<usize> {
+        usize::try_from(self.socket()).ok()
+    }
+
+    /// That node as DPDK has it; -1: any.
+    pub(crate) fn socket(&self) -> i32 {
+        // SAFETY: a load from a live mempool.
+        unsafe { (*self.0.as_ptr()).socket_id }
     }
 
     /// Mbufs in the pool, free or not.
@@ -86,6 +97,15 @@ impl Pool {
             out.set_len(at + want);
         }
         true
+    }
+
+    /// An mbuf, if the pool has one.
+    #[inline]
+    pub fn alloc_one(&self) -> Option<Mbuf> {
+        let mut mbuf: Option<Mbuf> = None;
+        // SAFETY: room for a pointer, which None is a null one of; DPDK writes it or leaves it.
+        unsafe { sys::rte_pktmbuf_alloc_bulk(self.0.as_ptr(), (&raw mut mbuf).cast(), 1) };
+        mbuf
     }
 
     /// Gives `mbufs` back and empties it. They must be single segments in the pool's own shape

@@ -188,7 +188,8 @@ fn start(pmd: usize, clients_cpu: usize) -> (Bench, Pmds) {
     let lcores = format!("--lcores=0@{clients_cpu},1@{pmd}");
     let args = ["--in-memory", "--no-pci", "--no-telemetry", "-m", "192", &lcores];
     let eal = Eal::init("fair_share", &args.map(str::to_owned)).expect("EAL, with 192 MiB of hugepages");
-    let ledger = Arc::new(Ledger::new(Pool::create("pool", 57_343, -1).expect("hugepages")));
+    let pool = Pool::create("pool", 57_343, -1).expect("hugepages");
+    let ledger = Arc::new(Ledger::new(vec![pool]));
     let name = format!("fair-share-{}", std::process::id());
     let segment = Arc::new(Segment::create(&name, eal::tsc_hz()).expect("shared memory"));
     // It is mapped, and nobody else looks for it: the threads that write it outlive the run.
@@ -201,7 +202,7 @@ fn start(pmd: usize, clients_cpu: usize) -> (Bench, Pmds) {
     };
     let mut clients = Vec::new();
     for index in 0..PORTS {
-        let (port, client) = stage::client_port(index);
+        let (port, client) = stage::client_port(index, pool);
         snapshot.ports.push(Some(port));
         clients.push(client);
     }

@@ -126,7 +126,8 @@ fn start() -> Bench {
         &lcores,
     ];
     Eal::init("instructions", &args.map(str::to_owned)).expect("EAL");
-    let ledger = Arc::new(Ledger::new(Pool::create("pool", 32_767, -1).expect("memory")));
+    let pool = Pool::create("pool", 32_767, -1).expect("memory");
+    let ledger = Arc::new(Ledger::new(vec![pool]));
     let name = format!("instructions-{}", std::process::id());
     let segment = Arc::new(Segment::create(&name, 1).expect("shared memory"));
     // It is mapped, and nobody else looks for it.
@@ -134,7 +135,7 @@ fn start() -> Bench {
     let mut snapshot = Snapshot::default();
     let mut clients = Vec::new();
     for index in 0..CLIENTS {
-        let (port, client) = stage::client_port(index);
+        let (port, client) = stage::client_port(index, pool);
         snapshot.ports.push(Some(port));
         clients.push(client);
     }
@@ -150,7 +151,7 @@ fn start() -> Bench {
         large_receive: false,
         flow_control: FlowControl::default(),
     };
-    device.start(&setup, ledger.pool()).expect("DPDK's null driver");
+    device.start(&setup, pool).expect("DPDK's null driver");
     let io = Io::Ethdev(Arc::new(EthdevIo::new(device)));
     snapshot.ports.push(Some(stage::port(DEVICE, io)));
     // So large that no two addresses meet in a bucket: which ones do is at random.

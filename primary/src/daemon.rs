@@ -260,17 +260,12 @@ fn start_datapath(
     log::debug!("EAL arguments: {}", eal_config.arguments.join(" "));
     netdev::take_realtime_signals();
     let eal = Eal::init("dpdk-vswitchd", &eal_config.arguments)?;
-    let mbufs = memory::mbufs(eal_config.memory_mb);
-    let pool = Pool::create("MProc_pktmbuf_pool", mbufs, -1).map_err(|e| {
-        anyhow!(
-            "no memory for {mbufs} mbufs in {} MiB ({e})",
-            eal_config.memory_mb
-        )
-    })?;
+    let ledger = Arc::new(Ledger::new(pools(&eal_config.memory_by_node)?));
     log::info!(
-        "{}: {} MiB of hugepages, {mbufs} mbufs",
+        "{}: {} MiB of hugepages, {} mbufs",
         eal::version(),
-        eal_config.memory_mb
+        eal_config.memory_by_node.iter().sum::<u64>(),
+        ledger.size()
     );
 
     fault::point(Point::SwitchEalUp);
@@ -279,7 +274,6 @@ fn start_datapath(
     let locks = SharedLocks::find(&ethdev::eal_runtime_dir())
         .inspect_err(|e| log::warn!("{e}; a client that dies as it starts may block configuration changes"))
         .ok();
-    let ledger = Arc::new(Ledger::new(pool));
     let segment = Arc::new(Segment::create(&prefix, eal::tsc_hz())?);
     let publisher = Arc::new(Publisher::new(MAX_PMDS).context("eventfd")?);
     let clock = Clock::new(eal::tsc_hz());
@@ -312,6 +306,22 @@ fn start_datapath(
         watch: Watch::new().context("epoll")?,
     });
     Ok((switch, prefix))
+}
+
+/// A pool of mbufs on each NUMA node that has memory.
+fn pools(mb_by_node: &[u64]) -> anyhow::Result<Vec<Pool>> {
+    let pools = memory::pools(mb_by_node).map(|(node, mbufs)| {
+        let name = format!("MProc_pktmbuf_pool_node{node}");
+        Pool::create(&name, mbufs, node as i32).map_err(|e| {
+            let mb = mb_by_node[node];
+            anyhow!("no memory for {mbufs} mbufs in {mb} MiB of NUMA node {node} ({e})")
+        })
+    });
+    let pools: Vec<Pool> = pools.collect::<anyhow::Result<_>>()?;
+    if pools.is_empty() {
+        bail!("no NUMA node has memory enough for mbufs; raise other_config:dpdk-socket-mem")
+    }
+    Ok(pools)
 }
 
 /// The clients of a switch that crashed hold its hugepages until they see it is gone.
@@ -507,8 +517,11 @@ fn say_goodbye(switch: &mut Switch, server: &mut Server) {
 
 fn stop_datapath(switch: Switch, prefix: &str, alone: bool) {
     let Parts { pmds, ledger, .. } = switch.shut_down();
-    let pool = ledger.pool();
-    log::debug!("mbufs free at the end: {} of {}", pool.available(), pool.size());
+    log::debug!(
+        "mbufs free at the end: {} of {}",
+        ledger.available(),
+        ledger.size()
+    );
     let runtime_dir = ethdev::eal_runtime_dir();
     let eal = pmds.into_eal();
     if alone {

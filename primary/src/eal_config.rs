@@ -30,8 +30,8 @@ pub struct Wishes {
 pub struct EalConfig {
     pub arguments: Vec<String>,
     pub file_prefix: String,
-    /// MiB of hugepages.
-    pub memory_mb: u64,
+    /// MiB of hugepages on NUMA node 0, 1, ...
+    pub memory_by_node: Vec<u64>,
     /// That is all that was asked for, or the default.
     pub memory_is_ample: bool,
     /// CPUs that the whole process shall keep to, if the user says so (`-c`, `-l`).
@@ -101,12 +101,16 @@ impl EalConfig {
             ));
         }
 
-        let asked = socket_mem.as_deref().map(total).transpose()?;
-        let memory_mb = memory::amount(pages, asked)?;
-        let per_node = socket_mem.unwrap_or_else(|| {
+        let asked = socket_mem.as_deref().map(by_node).transpose()?;
+        let memory_mb = memory::amount(pages, asked.as_ref().map(|list| list.iter().sum()))?;
+        let memory_is_ample = asked.is_some() || memory_mb >= memory::DEFAULT_MB;
+        let memory_by_node = asked.unwrap_or_else(|| {
             let (node, _) = memory::roomiest_node(pages);
-            format!("{}{memory_mb}", "0,".repeat(node))
+            let others = std::iter::repeat_n(0, node);
+            others.chain([memory_mb]).collect()
         });
+        let list: Vec<String> = memory_by_node.iter().map(u64::to_string).collect();
+        let per_node = list.join(",");
         let all = cpu_list.clone().unwrap_or_else(cpus::allowed);
         let control = match &wishes.lcore_mask {
             Some(mask) => cpus::parse_mask(mask).map_err(|e| format!("other_config:dpdk-lcore-mask: {e}"))?,
@@ -141,8 +145,8 @@ impl EalConfig {
         Ok(EalConfig {
             arguments: own,
             file_prefix,
-            memory_mb,
-            memory_is_ample: asked.is_some() || memory_mb >= memory::DEFAULT_MB,
+            memory_by_node,
+            memory_is_ample,
             cpus: cpu_list,
         })
     }
@@ -157,14 +161,14 @@ fn has_device_list(arguments: &[String]) -> bool {
     })
 }
 
-fn total(list: &str) -> Result<u64, String> {
+fn by_node(list: &str) -> Result<Vec<u64>, String> {
     list.split(',')
         .map(|mb| {
             mb.trim()
                 .parse::<u64>()
                 .map_err(|_| format!("dpdk-socket-mem: '{list}' is not a list of MiB"))
         })
-        .sum()
+        .collect()
 }
 
 /// The file prefix of the switch in `rundir`: each directory has one of its own.
@@ -235,12 +239,16 @@ mod tests {
         assert_eq!(memory("", vec![24, 1000]).as_deref(), Some("0,512"));
         assert_eq!(memory("", vec![512, 512]).as_deref(), Some("512"));
         assert_eq!(memory("-m 100", vec![24, 1000]).as_deref(), Some("100"));
+        assert_eq!(memory("-m 100,300", vec![512, 512]).as_deref(), Some("100,300"));
     }
 
     #[test]
     fn nothing_is_needed() {
         let c = config("", "").unwrap();
-        assert_eq!((c.file_prefix.as_str(), c.memory_mb), ("dpdk-vswitchd", 512));
+        assert_eq!(
+            (c.file_prefix.as_str(), c.memory_by_node),
+            ("dpdk-vswitchd", vec![512])
+        );
         assert!(
             c.arguments.contains(&"--socket-limit=512".to_owned()),
             "{:?}",
@@ -269,7 +277,7 @@ mod tests {
     #[test]
     fn database_and_command_line_add_up() {
         let c = config("--vdev=net_null0", "--socket-mem 128 -a 0000:01:00.0").unwrap();
-        assert_eq!(c.memory_mb, 128);
+        assert_eq!(c.memory_by_node, [128]);
         assert!(c.arguments.contains(&"--vdev=net_null0".to_owned()));
         assert_eq!(c.arguments.iter().filter(|a| *a == "-a").count(), 1);
     }

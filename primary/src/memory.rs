@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::{AccessFlags, access};
 use vswitch_common::mempool::BYTES_PER_MBUF;
+use vswitch_common::port::QUOTA;
 
 /// MiB taken by default, if the host has them.
 pub const DEFAULT_MB: u64 = 512;
@@ -156,6 +157,13 @@ pub fn amount(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
     ))
 }
 
+/// The pools to make of so many MiB on node 0, 1, ...: node and mbufs of each. What is too little for the share of one
+/// client is left to rings and devices.
+pub fn pools(mb_by_node: &[u64]) -> impl Iterator<Item = (usize, u32)> {
+    let all = mb_by_node.iter().map(|&mb| mbufs(mb)).enumerate();
+    all.filter(|&(_, mbufs)| mbufs >= QUOTA)
+}
+
 /// Mbufs for `mb` MiB of hugepages: the larger part, the rest is rings, devices and EAL.
 pub fn mbufs(mb: u64) -> u32 {
     let bytes = (mb << 20) * 3 / 4;
@@ -273,6 +281,15 @@ mod tests {
                 .unwrap_err()
                 .contains("mount -t hugetlbfs")
         );
+    }
+
+    #[test]
+    fn a_pool_on_each_node_with_memory() {
+        let of = |mb_by_node: &[u64]| pools(mb_by_node).collect::<Vec<_>>();
+        assert_eq!(of(&[512]), [(0, 157_286)]);
+        assert_eq!(of(&[0, 64]), [(1, 19_660)]);
+        assert_eq!(of(&[64, 2, 512]), [(0, 19_660), (2, 157_286)]);
+        assert_eq!(of(&[0, 4]), []);
     }
 
     #[test]

@@ -26,7 +26,7 @@ fn ledger() -> MutexGuard<'static, Ledger> {
     let ledger = LEDGER.get_or_init(|| {
         let args = ["--no-huge", "--no-shconf", "--no-pci", "-m", "64"];
         Eal::init("chains", &args.map(str::to_owned)).unwrap();
-        Mutex::new(Ledger::new(Pool::create("pool", 1024, -1).unwrap()))
+        Mutex::new(Ledger::new(vec![Pool::create("pool", 1024, -1).unwrap()]))
     });
     ledger.lock().unwrap_or_else(|e| e.into_inner())
 }
@@ -34,7 +34,7 @@ fn ledger() -> MutexGuard<'static, Ledger> {
 /// Runs `test`, and finds all mbufs in the pool again, each once.
 fn with_ledger(test: impl FnOnce(&Ledger)) {
     let ledger = ledger();
-    let pool = ledger.pool();
+    let pool = ledger.pools()[0];
     assert_eq!(pool.available(), pool.size());
     test(&ledger);
     assert_eq!(pool.available(), pool.size());
@@ -58,7 +58,7 @@ fn frame(ledger: &Ledger, lengths: &[usize]) -> Mbuf {
         .iter()
         .map(|&len| {
             let mut fresh = ArrayVec::<Mbuf, 1>::new();
-            assert!(ledger.pool().alloc(&mut fresh));
+            assert!(ledger.pools()[0].alloc(&mut fresh));
             let mut mbuf = fresh.pop().unwrap();
             for slot in &mut mbuf.room_mut()[..len] {
                 *slot = byte;
@@ -103,13 +103,13 @@ fn a_copy_is_a_frame_of_its_own() {
     with_ledger(|ledger| {
         let chain = ledger.adopt(frame(ledger, &[DATA_ROOM, 500, 3])).unwrap();
         let before = bytes(&chain);
-        let copy = ledger.copy(&chain).unwrap();
+        let copy = ledger.copy(&chain, ledger.pools()[0]).unwrap();
         assert_eq!((copy.segment_count(), copy.frame_len()), (3, DATA_ROOM + 503));
         ledger.free(chain);
         assert_eq!(bytes(&copy), before);
         ledger.free(copy);
         let single = ledger.adopt(frame(ledger, &[77])).unwrap();
-        let copy = ledger.copy(&single).unwrap();
+        let copy = ledger.copy(&single, ledger.pools()[0]).unwrap();
         assert_eq!((copy.data(), copy.segment_count()), (single.data(), 1));
         ledger.free(single);
         ledger.free(copy);
@@ -165,7 +165,7 @@ fn links_that_lie_are_not_followed() {
             let single = frame(ledger, &[60]);
             scribble(&single, NB_SEGS, 2u16);
             scribble(&single, NEXT, target);
-            let copy = ledger.copy(&single).unwrap();
+            let copy = ledger.copy(&single, ledger.pools()[0]).unwrap();
             assert_eq!(bytes(&copy).len(), 60);
             ledger.free(copy);
             ledger.free(single);
@@ -393,7 +393,7 @@ fn a_frame_cut_with_an_empty_pool_costs_nothing_but_itself() {
         let mut hoard = Vec::new();
         let mut some = ArrayVec::<Mbuf, 1>::new();
         // Seven are left: for a segment of five, not for the next, and for the last of two.
-        while ledger.pool().available() > 7 && ledger.pool().alloc_n(&mut some, 1) {
+        while ledger.available() > 7 && ledger.pools()[0].alloc_n(&mut some, 1) {
             hoard.extend(some.drain(..));
         }
         let mut whole = Vec::new();
@@ -423,7 +423,7 @@ fn headers_that_lie_are_not_cut() {
 fn a_copy_of_a_large_frame_is_as_large() {
     with_ledger(|ledger| {
         let large = ledger.adopt(tcp(ledger, 5000, 1448)).unwrap();
-        let copy = ledger.copy(&large).unwrap();
+        let copy = ledger.copy(&large, ledger.pools()[0]).unwrap();
         assert_eq!(copy.segmentation(), large.segmentation());
         assert!(copy.segmentation().is_some());
         assert_eq!((copy.checksum(), bytes(&copy)), (large.checksum(), bytes(&large)));

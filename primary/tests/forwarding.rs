@@ -44,7 +44,7 @@ fn bench() -> std::sync::MutexGuard<'static, Bench> {
     let bench = BENCH.get_or_init(|| {
         let args = ["--no-huge", "--no-shconf", "--no-pci", "-m", "256"];
         Eal::init("forwarding", &args.map(str::to_owned)).unwrap();
-        let ledger = Arc::new(Ledger::new(Pool::create("pool", 16384, -1).unwrap()));
+        let ledger = Arc::new(Ledger::new(vec![Pool::create("pool", 16384, -1).unwrap()]));
         let name = format!("forwarding-test-{}", std::process::id());
         let segment = Segment::create(&name, 1).unwrap();
         // It is mapped, and nobody else looks for it: a static is never dropped.
@@ -88,7 +88,8 @@ struct Fixture<'a> {
 
 impl<'a> Fixture<'a> {
     fn new(bench: &'a Bench, vlans: &[VlanPolicy]) -> Fixture<'a> {
-        let free_before = bench.ledger.pool().available();
+        let free_before = bench.ledger.available();
+        let pool = bench.ledger.pools()[0];
         let mut snapshot = Snapshot::default();
         let mut clients = Vec::new();
         for (index, (memory, vlan)) in bench.memory.iter().zip(vlans).enumerate() {
@@ -104,7 +105,10 @@ impl<'a> Fixture<'a> {
                     rx: Consumer::new(memory.rx),
                     free: Producer::new(memory.free),
                 };
-                (Session::new(index as u16, vec![(*memory, bell, ringer)]), client)
+                (
+                    Session::new(index as u16, pool, vec![(*memory, bell, ringer)]),
+                    client,
+                )
             };
             let port = Port {
                 index: index as u16,
@@ -263,11 +267,7 @@ impl<'a> Fixture<'a> {
                 session.reclaim(&self.bench.ledger);
             }
         }
-        assert_eq!(
-            self.bench.ledger.pool().available(),
-            self.free_before,
-            "mbufs are lost"
-        );
+        assert_eq!(self.bench.ledger.available(), self.free_before, "mbufs are lost");
     }
 }
 
@@ -733,7 +733,7 @@ fn chains_count_by_their_mbufs() {
 #[test]
 fn an_empty_pool_costs_copies_only() {
     let bench = bench();
-    let pool = bench.ledger.pool();
+    let pool = bench.ledger.pools()[0];
     let mut fixture = Fixture::new(&bench, &vec![VlanPolicy::access(0); PORTS]);
     let broadcast = [[0xff; 6], [2, 0, 0, 0, 0, 1]]
         .concat()

@@ -1,5 +1,6 @@
-//! The switch in a machine with two NUMA nodes, one CPU each.
+//! The switch in a machine with two NUMA nodes, one CPU each: who polls whom, and whose mbufs are from where.
 
+use vswitch_common::port::ALLOC_RING_SIZE;
 use vswitch_tests::nic_host::NicHost;
 
 /// What the thread on core `core` polls, as `pmd-rxq-show` has it.
@@ -11,40 +12,100 @@ fn polled(text: &str, core: usize) -> String {
     rest.split("pmd thread").next().unwrap_or_default().to_owned()
 }
 
-/// Two clients, each kept on a CPU: the thread beside it polls its queue.
-#[test]
-fn clients_are_polled_on_their_node() {
+/// The machine with so many hugepages of 2 MiB on each node.
+fn boot(pages: [usize; 2]) -> NicHost {
     let mut host = NicHost::boot_with_nodes();
     assert_eq!(host.check("cat /sys/devices/system/node/online"), "0-1");
-    // All of the memory is on the second one.
-    host.check(
-        "echo 150 >/sys/devices/system/node/node1/hugepages/hugepages-2048kB/nr_hugepages; mkdir /dev/hugepages; \
-         mount -t hugetlbfs nodev /dev/hugepages",
-    );
+    for (node, count) in pages.into_iter().enumerate() {
+        let file = format!("/sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages");
+        host.check(&format!("echo {count} >{file}"));
+        assert_eq!(host.check(&format!("cat {file}")), count.to_string());
+    }
+    host.check("mkdir /dev/hugepages; mount -t hugetlbfs nodev /dev/hugepages");
+    host
+}
+
+fn appctl(host: &mut NicHost, command: &str) -> String {
+    host.check(&format!("OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl {command}"))
+}
+
+/// Adds port `port` to the bridge, and attaches a client that is kept on `cpu`.
+fn attach(host: &mut NicHost, port: usize, cpu: usize) {
+    host.vsctl(&format!(
+        "add-port br0 dpdkr{port} -- set Interface dpdkr{port} type=dpdkr"
+    ));
+    host.check(&format!("mkfifo /tmp/in{port} && (sleep 10000 >/tmp/in{port} &)"));
+    host.check(&format!(
+        "(taskset -c {cpu} bare-client </tmp/in{port} >/tmp/out{port} 2>&1 &)"
+    ));
+    host.check(&format!(
+        "echo 'attach /run/dpdk-vswitchd/attach.sock {port} 1 client' >/tmp/in{port}"
+    ));
+    let answer = format!("cat /tmp/out{port}");
+    host.wait_for("the client is attached", &answer, |text| {
+        text.contains("ok carrier=1")
+    });
+}
+
+/// Two clients, each kept on a CPU: the thread beside it polls its queue. All of the memory is on the second node, which
+/// serves a port in the kernel as well.
+#[test]
+fn clients_are_polled_on_their_node() {
+    let mut host = boot([0, 150]);
     host.start_switch();
     host.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x3");
     host.vsctl("add-br br0");
+    host.check("modprobe tun");
+    host.vsctl("add-port br0 tap0 -- set Interface tap0 type=tap");
     // Not the CPUs that the ports' order would give.
-    for (port, cpu) in [(1, 1), (2, 0)] {
-        host.vsctl(&format!(
-            "add-port br0 dpdkr{port} -- set Interface dpdkr{port} type=dpdkr"
-        ));
-        host.check(&format!("mkfifo /tmp/in{port} && (sleep 10000 >/tmp/in{port} &)"));
-        host.check(&format!(
-            "(taskset -c {cpu} bare-client </tmp/in{port} >/tmp/out{port} 2>&1 &)"
-        ));
-        host.check(&format!(
-            "echo 'attach /run/dpdk-vswitchd/attach.sock {port} 1 client' >/tmp/in{port}"
-        ));
-        let answer = format!("cat /tmp/out{port}");
-        host.wait_for("the client is attached", &answer, |text| {
-            text.contains("ok carrier=1")
-        });
+    let places = [(1, 1), (2, 0)];
+    for (port, cpu) in places {
+        attach(&mut host, port, cpu);
     }
-    let shown = host.check("OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl dpif-netdev/pmd-rxq-show");
-    for (port, core) in [(1, 1), (2, 0)] {
+    let shown = appctl(&mut host, "dpif-netdev/pmd-rxq-show");
+    for (port, core) in places {
         let polled = polled(&shown, core);
         assert!(polled.contains(&format!("dpdkr{port} ")), "{polled}");
     }
-    host.check("OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl exit");
+    // One pool, which needs no figures of its own.
+    let memory = appctl(&mut host, "memory/show");
+    assert!(!memory.contains("node"), "{memory}");
+    appctl(&mut host, "exit");
+}
+
+/// What `memory/show` says of `key`.
+fn figure(host: &mut NicHost, key: &str) -> u32 {
+    let text = appctl(host, "memory/show");
+    let word = text
+        .split_whitespace()
+        .find_map(|word| word.strip_prefix(key)?.strip_prefix(':'));
+    word.and_then(|n| n.parse().ok())
+        .unwrap_or_else(|| panic!("no {key} in {text:?}"))
+}
+
+/// With memory on both nodes each has a pool, and a client's mbufs come from its own node's.
+#[test]
+fn clients_have_mbufs_of_their_node() {
+    let mut host = boot([60, 60]);
+    host.check("dpdk-vswitchd --socket-mem=64,96 -- --detach");
+    host.vsctl("add-br br0");
+    let free_keys = ["node0-mbufs-free", "node1-mbufs-free"];
+    let mut free = free_keys.map(|key| figure(&mut host, key));
+    assert_eq!(figure(&mut host, "node0-mbufs"), 19_660);
+    assert_eq!(figure(&mut host, "node1-mbufs"), 29_491);
+    assert_eq!(figure(&mut host, "mbufs"), 19_660 + 29_491);
+    assert_eq!(figure(&mut host, "mbufs-free"), free[0] + free[1]);
+    for (port, node) in [(1, 1), (2, 0), (3, 1)] {
+        attach(&mut host, port, node);
+        // Those that it has at its disposal.
+        free[node] -= ALLOC_RING_SIZE / 4;
+        let expected = format!("node0-mbufs-free:{} ", free[0]);
+        let expected_too = format!("node1-mbufs-free:{}", free[1]);
+        host.wait_for(
+            &format!("client {port} has mbufs of node {node}"),
+            "OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl memory/show",
+            |text| text.contains(&expected) && text.ends_with(&expected_too),
+        );
+    }
+    appctl(&mut host, "exit");
 }

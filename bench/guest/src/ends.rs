@@ -70,7 +70,7 @@ impl Ends {
                 "net_virtio_user{number},path={},server=1,queues=1,queue_size={DESCRIPTORS}",
                 sockets[number].display()
             ))?;
-            guest.start(&setup, &pool)?;
+            guest.start(&setup, pool)?;
             Ok(guest)
         };
         Ok(Ends {

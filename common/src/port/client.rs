@@ -398,7 +398,7 @@ fn take<const N: usize>(ring: &mut Consumer, out: &mut ArrayVec<Mbuf, N>) {
         let Ok(got) = ring.dequeue(&mut batch[..want]) else {
             return;
         };
-        // SAFETY: the switch hands out mbufs of its pool, mapped here, and no longer touches them.
+        // SAFETY: the switch hands out mbufs of its pools, mapped here, and no longer touches them.
         out.extend(
             batch[..got]
                 .iter()

@@ -7,6 +7,7 @@ use dpdk_vswitchd::datapath::client_port::{QueueMemory, Session};
 use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, Port};
 use dpdk_vswitchd::datapath::vlan::VlanPolicy;
 use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::mempool::Pool;
 use vswitch_common::port::layout::ControlBlocks;
 use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE, doorbell};
 use vswitch_common::ring::{Consumer, Producer, RingMemory};
@@ -83,8 +84,8 @@ pub fn mac(port: usize) -> [u8; 6] {
     [2, 0, 0, 0, 0, port as u8]
 }
 
-/// Port `index`, of the first bridge, and its client.
-pub fn client_port(index: usize) -> (Arc<Port>, Client) {
+/// Port `index`, of the first bridge, and its client, whose mbufs come from `pool`.
+pub fn client_port(index: usize, pool: Pool) -> (Arc<Port>, Client) {
     let ring = |role: &str, size| RingMemory::create(&format!("{role}{index}"), size, -1).expect("memory");
     let memory = QueueMemory {
         alloc: ring("alloc", ALLOC_RING_SIZE),
@@ -105,7 +106,10 @@ pub fn client_port(index: usize) -> (Arc<Port>, Client) {
             rx: Consumer::new(memory.rx),
             free: Producer::new(memory.free),
         };
-        (Session::new(index as u16, vec![(memory, bell, ringer)]), client)
+        (
+            Session::new(index as u16, pool, vec![(memory, bell, ringer)]),
+            client,
+        )
     };
     (port(index, Io::Client(Arc::new(session))), client)
 }

@@ -7,6 +7,7 @@
 
 use arrayvec::ArrayVec;
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
+use vswitch_common::mempool::Pool;
 
 use super::ledger::{Ledger, Owner};
 
@@ -16,7 +17,7 @@ pub type Rest = ArrayVec<Mbuf, MAX_SEGMENTS>;
 pub type Released = ArrayVec<usize, MAX_SEGMENTS>;
 
 impl Ledger {
-    /// Takes over a frame as a driver has received it; `None`, and its mbufs are back in the pool, where the chain is
+    /// Takes over a frame as a driver has received it; `None`, and its mbufs are back in their pools, where the chain is
     /// none or too long.
     #[inline]
     pub fn adopt(&self, frame: Mbuf) -> Option<Mbuf> {
@@ -131,7 +132,7 @@ impl Ledger {
         rest.iter().map(Mbuf::address).collect()
     }
 
-    /// Gives the later segments of a chain back to the pool that a driver has not taken.
+    /// Gives the later segments of a chain back to their pools that a driver has not taken.
     #[cold]
     pub fn free_refused(&self, rest: &Released) {
         let segments = rest
@@ -140,7 +141,7 @@ impl Ledger {
         segments.for_each(|segment| self.free(segment));
     }
 
-    /// The frame in its first mbuf alone, asking a driver for what it asked before; `None`, and its mbufs are back in the pool, where it does not fit.
+    /// The frame in its first mbuf alone, asking a driver for what it asked before; `None`, and its mbufs are back in their pools, where it does not fit.
     #[cold]
     pub fn flatten(&self, mut frame: Mbuf) -> Option<Mbuf> {
         let rest = self.unchain(&frame);
@@ -157,39 +158,35 @@ impl Ledger {
         Some(frame)
     }
 
-    /// A copy in mbufs of its own; `None` where the pool is empty.
-    pub fn copy(&self, frame: &Mbuf) -> Option<Mbuf> {
+    /// A copy in mbufs of its own, of pool `near` if that has them; `None` where no pool has.
+    #[inline]
+    pub fn copy(&self, frame: &Mbuf, near: Pool) -> Option<Mbuf> {
+        self.copy_in(frame, near)
+            .or_else(|| self.copy_elsewhere(frame, near))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn copy_elsewhere(&self, frame: &Mbuf, near: Pool) -> Option<Mbuf> {
+        self.others(near).find_map(|&pool| self.copy_in(frame, pool))
+    }
+
+    #[inline(never)]
+    fn copy_in(&self, frame: &Mbuf, pool: Pool) -> Option<Mbuf> {
         if frame.segment_count() > 1 {
-            return self.copy_chain(frame);
+            return self.copy_chain(frame, pool);
         }
-        let mut copy = self.copy_segment(frame)?;
+        let mut copy = copy_segment(frame, pool)?;
         copy.set_offloads_of(frame);
         Some(copy)
     }
 
-    /// An empty mbuf, if the pool has one.
-    pub(super) fn fresh(&self) -> Option<Mbuf> {
-        let mut fresh = ArrayVec::<Mbuf, 1>::new();
-        self.pool().alloc(&mut fresh);
-        fresh.pop()
-    }
-
-    fn copy_segment(&self, segment: &Mbuf) -> Option<Mbuf> {
-        let mut copy = self.fresh()?;
-        let bytes = segment.data();
-        // A frame whose tag was taken off leaves one with headroom for another; nothing is longer than the room.
-        let len = bytes.len().min(DATA_ROOM);
-        copy.room_mut()[..len].copy_from_slice(&bytes[..len]);
-        copy.set_frame(len, Default::default());
-        Some(copy)
-    }
-
     #[cold]
-    fn copy_chain(&self, frame: &Mbuf) -> Option<Mbuf> {
+    fn copy_chain(&self, frame: &Mbuf, pool: Pool) -> Option<Mbuf> {
         let mut rest = self.unchain(frame);
         let mut copies = Rest::new();
-        let first = self.copy_segment(frame);
-        copies.extend(rest.iter().map_while(|segment| self.copy_segment(segment)));
+        let first = copy_segment(frame, pool);
+        copies.extend(rest.iter().map_while(|segment| copy_segment(segment, pool)));
         // The frame itself stays what it was.
         rest.iter().for_each(|segment| self.give(segment, Owner::CHAIN));
         let complete = copies.len() == rest.len();
@@ -207,6 +204,16 @@ impl Ledger {
             }
         }
     }
+}
+
+fn copy_segment(segment: &Mbuf, pool: Pool) -> Option<Mbuf> {
+    let mut copy = pool.alloc_one()?;
+    let bytes = segment.data();
+    // A frame whose tag was taken off leaves one with headroom for another; nothing is longer than the room.
+    let len = bytes.len().min(DATA_ROOM);
+    copy.room_mut()[..len].copy_from_slice(&bytes[..len]);
+    copy.set_frame(len, Default::default());
+    Some(copy)
 }
 
 /// How many of `frames`, the first ones, have no more than `mbufs` segments together.

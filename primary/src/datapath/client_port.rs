@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use arrayvec::ArrayVec;
 use spin::mutex::SpinMutex;
 use vswitch_common::mbuf::Mbuf;
+use vswitch_common::mempool::Pool;
 use vswitch_common::port::doorbell::{Bell, NeedWakeup, Ringer};
 use vswitch_common::port::layout::{ClientStats, ControlRef};
 use vswitch_common::port::{ALLOC_RING_SIZE, MAX_QUEUES, QUOTA, TX_RING_SIZE};
@@ -27,6 +28,7 @@ const ALLOC_LEVEL: usize = ALLOC_RING_SIZE as usize / 4;
 #[derive(Debug)]
 pub struct Session {
     owners: RangeInclusive<Owner>,
+    pool: Pool,
     queues: Vec<Queue>,
 }
 
@@ -34,6 +36,8 @@ pub struct Session {
 #[derive(Debug)]
 pub struct Queue {
     owner: Owner,
+    /// What its empty mbufs come from.
+    pool: Pool,
     receiving: SpinMutex<Receiving>,
     sending: SpinMutex<Producer>,
     control: ControlRef,
@@ -78,12 +82,12 @@ pub struct Polled {
 }
 
 impl Session {
-    /// A session of the client of port `port` on rings that are empty.
+    /// A session of the client of port `port` on rings that are empty, with mbufs of `pool` while there are some.
     ///
     /// # Safety
     /// The rings and control blocks belong to that port, stay mapped as long as the session, and no other session
     /// uses them.
-    pub unsafe fn new(port: u16, queues: Vec<(QueueMemory, Bell, Ringer)>) -> Session {
+    pub unsafe fn new(port: u16, pool: Pool, queues: Vec<(QueueMemory, Bell, Ringer)>) -> Session {
         let owners = Owner::client(port, 0)..=Owner::client(port, MAX_QUEUES - 1);
         let queues = queues
             .into_iter()
@@ -100,6 +104,7 @@ impl Session {
                 };
                 Queue {
                     owner: Owner::client(port, number),
+                    pool,
                     receiving: SpinMutex::new(Receiving {
                         tx,
                         free,
@@ -117,12 +122,17 @@ impl Session {
                 }
             })
             .collect();
-        Session { owners, queues }
+        Session { owners, pool, queues }
     }
 
     /// Its queue pairs.
     pub fn queues(&self) -> &[Queue] {
         &self.queues
+    }
+
+    /// The pool that its mbufs come from.
+    pub fn pool(&self) -> Pool {
+        self.pool
     }
 
     /// Asks the client to poll, or no longer to.
@@ -200,6 +210,8 @@ impl Queue {
                             None => polled.bad_mbufs += 1,
                         }
                     }
+                    // Frames of clients and NICs on other nodes came in these.
+                    ledger.free_others(self.pool, &mut half.recycled);
                 }
                 Err(RingCorrupt) => polled.bad_rings += 1,
             }
@@ -230,10 +242,10 @@ impl Queue {
         }
         let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
         let give = missing.min(2 * BURST).min(quota_left);
-        // What comes from the pool comes in bursts, too.
+        // What comes from a pool comes in bursts, too.
         if half.recycled.len() < give && missing >= BURST {
             let more = give - half.recycled.len();
-            ledger.pool().alloc_n(&mut half.recycled, more);
+            ledger.alloc(self.pool, &mut half.recycled, more);
         }
         let give = give.min(half.recycled.len());
         if give == 0 {

@@ -15,7 +15,7 @@ pub fn segments_fit(frame: &Mbuf, max_frame: usize) -> bool {
     frame.segmentation().is_some_and(|s| s.longest() <= max_frame)
 }
 
-/// Cuts `frame`. Each segment goes to `each` as a frame of its own whose checksum is half done, or `None` if the pool had no
+/// Cuts `frame`. Each segment goes to `each` as a frame of its own whose checksum is half done, or `None` if there was no
 /// mbuf for it. Returns how many there were: none where the headers are not what the frame says of them.
 #[cold]
 pub fn cut(ledger: &Ledger, frame: Mbuf, mut each: impl FnMut(Option<Mbuf>)) -> usize {
@@ -47,7 +47,10 @@ pub fn cut(ledger: &Ledger, frame: Mbuf, mut each: impl FnMut(Option<Mbuf>)) -> 
 fn make(ledger: &Ledger, segment: &Segment, first: &Mbuf, rest: &Rest) -> Option<Mbuf> {
     let mut mbufs = ArrayVec::<Mbuf, MAX_SEGMENTS>::new();
     for at in (0..segment.len()).step_by(DATA_ROOM) {
-        let Some(mut mbuf) = ledger.fresh().filter(|_| !mbufs.is_full()) else {
+        let Some(mut mbuf) = ledger
+            .alloc_one(ledger.pool_of(first))
+            .filter(|_| !mbufs.is_full())
+        else {
             ledger.free_singles(&mut mbufs);
             return None;
         };

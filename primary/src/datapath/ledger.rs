@@ -1,11 +1,13 @@
 //! Who owns each mbuf: the switch, or one of its clients.
 //!
 //! It lies in private memory, and nothing that a client hands in is touched before it was looked up here: the address
-//! must be that of an mbuf of the pool, to the byte, and that client must own it. One comparison decides both.
+//! must be that of an mbuf of a pool, to the byte, and that client must own it. One comparison decides both.
 //!
-//! Mbufs are larger than 2 KiB, so at most one begins in any 2 KiB of the pool; a word per 2 KiB holds the place of
-//! that beginning and the owner. No division, and gaps between memory pages do not matter.
+//! Mbufs are larger than 2 KiB, so at most one begins in any 2 KiB of memory; a word per 2 KiB holds the place of
+//! that beginning and the owner. No division, and gaps between memory pages do not matter: not even those between the
+//! memory of NUMA nodes, each of which has a pool of its own.
 
+use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -13,6 +15,7 @@ use arrayvec::ArrayVec;
 use vswitch_common::mbuf::Mbuf;
 use vswitch_common::mempool::{BYTES_PER_MBUF, Pool, buffer_iova};
 use vswitch_common::port::MAX_QUEUES;
+use vswitch_common::sparse;
 use vswitch_common::stats::layout::MAX_PORTS;
 
 /// Who owns an mbuf: [`Owner::SWITCH`], or a queue pair of a client. Only the thread that holds that queue pair's
@@ -21,8 +24,8 @@ use vswitch_common::stats::layout::MAX_PORTS;
 pub struct Owner(u16);
 
 impl Owner {
-    /// The switch itself: in the pool, in a driver, or on its way through.
-    pub const SWITCH: Owner = Owner(0);
+    /// The switch itself: in a pool, in a driver, or on its way through.
+    pub const SWITCH: Owner = Owner(1);
 
     /// The switch, as a later segment of a frame that it works on: see [`super::chain`].
     pub const CHAIN: Owner = Owner::SWITCH.chained();
@@ -44,62 +47,133 @@ impl Owner {
 
     /// Queue pair `queue` of the client of the port with index `port`.
     pub const fn client(port: u16, queue: usize) -> Owner {
-        Owner(1 + port * MAX_QUEUES as u16 + queue as u16)
+        Owner(2 + port * MAX_QUEUES as u16 + queue as u16)
     }
 }
 
 /// In an [`Owner`]: the mbuf is a later segment of a frame.
 const CHAINED: u16 = 1 << 15;
-const _: () = assert!(MAX_PORTS * MAX_QUEUES < CHAINED as usize);
+const _: () = assert!(1 + MAX_PORTS * MAX_QUEUES < CHAINED as usize);
 
 const BLOCK: usize = 2048;
 const _: () = assert!(BYTES_PER_MBUF > BLOCK);
-/// Bus addresses are kept by the smallest page that DPDK's pools lie on.
+/// Pools and bus addresses are kept by the smallest page that DPDK's pools lie on.
 const PAGE: usize = 2 << 20;
-/// No mbuf begins in this block.
-const NONE: u32 = u32::MAX;
+/// No mbuf begins in this block. No owner has the number 0.
+const NONE: u32 = 0;
 
-/// The owners of all mbufs of one pool.
+/// The owners of all mbufs of all pools.
 #[derive(Debug)]
 pub struct Ledger {
-    pool: Pool,
+    pools: Box<[Pool]>,
+    /// The pool, if there is but one: then nobody has to look for an mbuf's own.
+    only: Option<Pool>,
     base: usize,
-    /// Per block of 2 KiB: offset of the mbuf's beginning << 16 | owner.
+    /// Per block of 2 KiB: where the mbuf in it begins, as 16 bits have it, << 16 | owner.
     words: Box<[AtomicU32]>,
     /// Bus address minus virtual address of each page.
     iova_offset: Box<[u64]>,
+    /// The pool of each page.
+    page_pool: Box<[Pool]>,
+    /// The pages that mbufs begin in: the others lie between pools.
+    used: Box<[usize]>,
 }
 
 impl Ledger {
-    /// The ledger of `pool`, all of whose mbufs are the switch's.
-    pub fn new(pool: Pool) -> Ledger {
-        let addresses = pool.addresses();
-        let low = addresses.iter().copied().min().unwrap_or(0);
-        let high = addresses.iter().copied().max().unwrap_or(0);
-        let base = low / PAGE * PAGE;
-        let words: Vec<AtomicU32> = (0..=(high - base) / BLOCK)
-            .map(|_| AtomicU32::new(NONE))
-            .collect();
-        let mut iova_offset = vec![0; (high - base) / PAGE + 1];
-        for &address in &addresses {
-            let at = address - base;
-            words[at / BLOCK].store(word(at, Owner::SWITCH), Ordering::Relaxed);
-            let page = &mut iova_offset[at / PAGE];
-            if *page == 0 {
-                *page = buffer_iova(address).wrapping_sub(Mbuf::buffer_address(address) as u64);
+    /// The ledger of `pools`, all of whose mbufs are the switch's.
+    ///
+    /// # Panics
+    /// If there is no pool, or two of them share a page: those of different nodes do not.
+    pub fn new(pools: Vec<Pool>) -> Ledger {
+        let addresses: Vec<(Pool, Vec<usize>)> = pools.iter().map(|&pool| (pool, pool.addresses())).collect();
+        let all = || addresses.iter().flat_map(|(_, list)| list.iter().copied());
+        let base = all().min().unwrap_or(0) / PAGE * PAGE;
+        let count = (all().max().unwrap_or(0) - base) / PAGE + 1;
+        let words = sparse::words(count * (PAGE / BLOCK));
+        let mut iova_offset = vec![0; count];
+        let mut page_pool = vec![pools[0]; count];
+        let mut used = BTreeSet::new();
+        for (pool, list) in addresses {
+            for address in list {
+                let at = address - base;
+                words[at / BLOCK].store(word(at, Owner::SWITCH), Ordering::Relaxed);
+                let page = at / PAGE;
+                if used.insert(page) {
+                    iova_offset[page] =
+                        buffer_iova(address).wrapping_sub(Mbuf::buffer_address(address) as u64);
+                    page_pool[page] = pool;
+                }
+                assert!(page_pool[page] == pool, "two pools share a page");
             }
         }
         Ledger {
-            pool,
+            only: (pools.len() == 1).then_some(pools[0]),
+            pools: pools.into(),
             base,
-            words: words.into(),
+            words,
             iova_offset: iova_offset.into(),
+            page_pool: page_pool.into(),
+            used: used.into_iter().collect(),
         }
     }
 
-    /// The pool it keeps.
-    pub fn pool(&self) -> &Pool {
-        &self.pool
+    /// The pools that it keeps.
+    pub fn pools(&self) -> &[Pool] {
+        &self.pools
+    }
+
+    /// The pool of NUMA node `node`, or the first where that has none.
+    pub fn pool_on(&self, node: Option<usize>) -> Pool {
+        let own = self
+            .pools
+            .iter()
+            .find(|pool| node.is_some() && pool.node() == node);
+        *own.unwrap_or(&self.pools[0])
+    }
+
+    /// Mbufs of all pools, free or not.
+    pub fn size(&self) -> u32 {
+        self.pools.iter().map(Pool::size).sum()
+    }
+
+    /// Those that are free.
+    pub fn available(&self) -> u32 {
+        self.pools.iter().map(Pool::available).sum()
+    }
+
+    /// Adds `want` mbufs to `out`: of pool `near` if that has them, else of another. Or none, and returns false.
+    #[inline]
+    pub fn alloc<const N: usize>(&self, near: Pool, out: &mut ArrayVec<Mbuf, N>, want: usize) -> bool {
+        near.alloc_n(out, want) || self.others(near).any(|pool| pool.alloc_n(out, want))
+    }
+
+    /// An mbuf: of pool `near` if that has one, else of another.
+    #[inline]
+    pub fn alloc_one(&self, near: Pool) -> Option<Mbuf> {
+        near.alloc_one()
+            .or_else(|| self.others(near).find_map(Pool::alloc_one))
+    }
+
+    #[cold]
+    pub(super) fn others(&self, near: Pool) -> impl Iterator<Item = &Pool> {
+        self.pools.iter().filter(move |pool| **pool != near)
+    }
+
+    /// The pool that `mbuf` is of.
+    #[inline]
+    pub fn pool_of(&self, mbuf: &Mbuf) -> Pool {
+        self.only.unwrap_or_else(|| self.page_pool[self.page_of(mbuf)])
+    }
+
+    #[inline]
+    fn page_of(&self, mbuf: &Mbuf) -> usize {
+        mbuf.address().wrapping_sub(self.base) / PAGE
+    }
+
+    #[inline]
+    fn iova_of(&self, mbuf: &Mbuf) -> u64 {
+        let offset = self.iova_offset.get(self.page_of(mbuf)).copied().unwrap_or(0);
+        offset.wrapping_add(Mbuf::buffer_address(mbuf.address()) as u64)
     }
 
     #[inline]
@@ -124,7 +198,7 @@ impl Ledger {
             return None;
         }
         slot.store(word(at, Owner::SWITCH), Ordering::Relaxed);
-        // SAFETY: the word says that an mbuf of the pool begins right there, and it is the switch's from here on.
+        // SAFETY: the word says that an mbuf of a pool begins right there, and it is the switch's from here on.
         unsafe { Mbuf::from_address(address) }
     }
 
@@ -134,7 +208,7 @@ impl Ledger {
         let (from, to) = (word(at, from), word(at, to));
         slot.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed)
             .ok()?;
-        // SAFETY: the word says that an mbuf of the pool begins right there, and that it was `from`'s until now.
+        // SAFETY: the word says that an mbuf of a pool begins right there, and that it was `from`'s until now.
         unsafe { Mbuf::from_address(address) }
     }
 
@@ -179,44 +253,86 @@ impl Ledger {
     /// Repairs what a client may have done to the header of a frame that a driver gets next.
     #[inline]
     pub fn scrub(&self, mbuf: &mut Mbuf) {
-        let page = mbuf.address().wrapping_sub(self.base) / PAGE;
-        let offset = self.iova_offset.get(page).copied().unwrap_or(0);
-        let iova = offset.wrapping_add(Mbuf::buffer_address(mbuf.address()) as u64);
-        mbuf.scrub(&self.pool, iova);
+        mbuf.scrub(self.pool_of(mbuf), self.iova_of(mbuf));
     }
 
-    /// Gives a frame that the switch owns back to the pool.
+    /// Gives a frame that the switch owns back to its pool.
     pub fn free(&self, mbuf: Mbuf) {
         self.free_all(&mut ArrayVec::from([mbuf]));
     }
 
-    /// Gives frames back to the pool and empties the list.
+    /// Gives frames back to their pools and empties the list.
     #[inline]
     pub fn free_all<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
+        if !mbufs.is_empty() {
+            self.free_frames(mbufs);
+        }
+    }
+
+    fn free_frames<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
         for mbuf in mbufs.iter().filter(|m| m.segment_count() > 1) {
             self.free_singles(&mut self.unchain(mbuf));
         }
         self.free_singles(mbufs);
     }
 
-    /// Gives mbufs back to the pool, each for itself, whatever their headers say of others, and empties the list.
+    /// Gives mbufs back to their pools, each for itself, whatever their headers say of others, and empties the list.
     #[inline]
     pub fn free_singles<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
-        mbufs.iter_mut().for_each(|mbuf| self.scrub(mbuf));
-        self.pool.free(mbufs);
+        match self.only {
+            Some(pool) => self.free_to(pool, mbufs),
+            None => self.free_by_pool(mbufs),
+        }
     }
 
-    /// Takes everything back that `owners` have and returns it to the pool, and later segments of their frames that the
+    #[inline(never)]
+    fn free_by_pool<const N: usize>(&self, mbufs: &mut ArrayVec<Mbuf, N>) {
+        for &pool in &self.pools {
+            self.free_to(pool, &mut self.pick(pool, mbufs));
+        }
+    }
+
+    #[inline]
+    fn free_to<const N: usize>(&self, pool: Pool, mbufs: &mut ArrayVec<Mbuf, N>) {
+        for mbuf in mbufs.iter_mut() {
+            mbuf.scrub(pool, self.iova_of(mbuf));
+        }
+        pool.free(mbufs);
+    }
+
+    /// Takes those of `mbufs` out that are of `pool`.
+    fn pick<const N: usize>(&self, pool: Pool, mbufs: &mut ArrayVec<Mbuf, N>) -> ArrayVec<Mbuf, N> {
+        let (own, others) = mbufs.drain(..).partition(|mbuf| self.pool_of(mbuf) == pool);
+        *mbufs = others;
+        own
+    }
+
+    /// Gives those of `mbufs` back that are not of `pool`.
+    #[inline]
+    pub fn free_others<const N: usize>(&self, pool: Pool, mbufs: &mut ArrayVec<Mbuf, N>) {
+        if self.only.is_none() {
+            self.keep(pool, mbufs);
+        }
+    }
+
+    #[inline(never)]
+    fn keep<const N: usize>(&self, pool: Pool, mbufs: &mut ArrayVec<Mbuf, N>) {
+        let own = self.pick(pool, mbufs);
+        self.free_singles(mbufs);
+        *mbufs = own;
+    }
+
+    /// Takes everything back that `owners` have and returns it to its pool, and later segments of their frames that the
     /// switch has lost sight of; says how many mbufs that were. Only when those clients are dead or have let go, and no
     /// thread moves frames of their ports.
     pub fn reclaim(&self, owners: RangeInclusive<Owner>) -> usize {
         let mut count = 0;
-        for (block, slot) in self.words.iter().enumerate() {
+        for (block, slot) in self.blocks() {
             let owner = owner_in(slot.load(Ordering::Relaxed));
             let Some(owner) = owner.filter(|o| owners.contains(&o.unchained())) else {
                 continue;
             };
-            let address = self.base + block * BLOCK + (slot.load(Ordering::Relaxed) >> 16) as usize;
+            let address = self.base + block * BLOCK + (slot.load(Ordering::Relaxed) >> 16) as usize % BLOCK;
             if let Some(mbuf) = self.take(address, owner) {
                 self.free_singles(&mut ArrayVec::from([mbuf]));
                 count += 1;
@@ -227,10 +343,16 @@ impl Ledger {
 
     /// Mbufs that `owner` has now.
     pub fn owned(&self, owner: Owner) -> usize {
-        self.words
-            .iter()
-            .filter(|w| owner_in(w.load(Ordering::Relaxed)) == Some(owner))
+        self.blocks()
+            .filter(|(_, slot)| owner_in(slot.load(Ordering::Relaxed)) == Some(owner))
             .count()
+    }
+
+    /// The blocks that mbufs may begin in, with their words.
+    fn blocks(&self) -> impl Iterator<Item = (usize, &AtomicU32)> {
+        let blocks = |&page: &usize| page * (PAGE / BLOCK)..(page + 1) * (PAGE / BLOCK);
+        let blocks = self.used.iter().flat_map(blocks);
+        blocks.map(|block| (block, &self.words[block]))
     }
 }
 
@@ -241,5 +363,5 @@ fn owner_in(word: u32) -> Option<Owner> {
 
 #[inline]
 fn word(at: usize, owner: Owner) -> u32 {
-    ((at % BLOCK) as u32) << 16 | u32::from(owner.0)
+    (at as u32) << 16 | u32::from(owner.0)
 }

@@ -179,14 +179,20 @@ impl Output {
     }
 
     /// A copy of `frame` for `target`, or why there is none: what its ring has no room for need not be copied.
+    #[inline]
     pub fn copy_for(&self, target: &Port, frame: &Mbuf) -> Result<Mbuf, Counter> {
-        if let Io::Client(session) = &target.io
-            && let Some(room) = session.queue(self.sender.queue).scarce_room()
+        let ledger = &self.sender.ledger;
+        let Io::Client(session) = &target.io else {
+            return ledger
+                .copy(frame, ledger.pool_of(frame))
+                .ok_or(Counter::TxDropNoBuffer);
+        };
+        if let Some(room) = session.queue(self.sender.queue).scarce_room()
             && self.batches[usize::from(target.index)].frames.len() >= room.frames
         {
             return Err(full(room.over_quota));
         }
-        self.sender.ledger.copy(frame).ok_or(Counter::TxDropNoBuffer)
+        ledger.copy(frame, session.pool()).ok_or(Counter::TxDropNoBuffer)
     }
 
     /// Adds `n` to `counter` of port `index`.

@@ -13,7 +13,7 @@ use vswitch_common::port::layout::ClientStats;
 use vswitch_common::port::message::{Attached, Hello, QueueAddresses, Reason};
 use vswitch_common::stats::{Counter, Segment};
 
-use super::clients::Claim;
+use super::clients::{Claim, for_clients};
 use super::{Backend, Switch};
 use crate::attach::{Admission, ClientId, Notice, Ports, Refused};
 use crate::datapath::client_port::Session;
@@ -124,19 +124,20 @@ impl Ports for Switch {
             text: format!("port {}: {why}; raise other_config:dpdk-socket-mem", hello.port),
         };
         let queues = usize::from(hello.queues);
-        // All clients together must leave the pool something for devices and copies.
+        // All clients together must leave something for devices and copies.
         let others: usize = self
             .clients
             .claims
             .values()
             .map(|c| c.session.queues().len())
             .sum();
-        let mbufs = self.parts.ledger.pool().size() as usize;
-        if (others + queues) * QUOTA as usize > mbufs * 3 / 4 {
+        let mbufs = self.parts.ledger.size() as usize;
+        if (others + queues) * QUOTA as usize > for_clients(mbufs) {
             return Err(no_memory(format!(
                 "{mbufs} mbufs are too few for {queues} more queue pair(s) beside {others}"
             )));
         }
+        let pool = self.clients.pool_for(node, queues, self.parts.ledger.pools());
         let Some(memory) = self.clients.memory.get_mut(&hello.port) else {
             return Err(no_memory("it has no rings".into()));
         };
@@ -169,7 +170,7 @@ impl Ports for Switch {
             .zip(ours)
             .map(|(m, (bell, ringer))| (m, bell, ringer));
         // SAFETY: the rings are this port's, just emptied, and there is no other session: the last one was released.
-        let session = Arc::new(unsafe { Session::new(index, parts.collect()) });
+        let session = Arc::new(unsafe { Session::new(index, pool, parts.collect()) });
         if busy_poll {
             session.set_busy_poll(true);
         }

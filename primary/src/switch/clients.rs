@@ -1,11 +1,14 @@
 //! Client ring ports: the rings of each port number, and who is attached to it.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use vswitch_common::mempool::Pool;
+
 use vswitch_common::port::layout::ControlBlocks;
 use vswitch_common::port::{
-    ALLOC_RING_SIZE, FREE_RING_SIZE, MAX_QUEUES, RX_RING_SIZE, RingRole, TX_RING_SIZE, ring_name,
+    ALLOC_RING_SIZE, FREE_RING_SIZE, MAX_QUEUES, QUOTA, RX_RING_SIZE, RingRole, TX_RING_SIZE, ring_name,
 };
 use vswitch_common::ring::RingMemory;
 
@@ -116,6 +119,27 @@ pub struct Claim {
     pub named_at: u64,
 }
 
+/// Of so many mbufs, those that clients may own in all. The others are for devices and copies.
+pub fn for_clients(mbufs: usize) -> usize {
+    mbufs * 3 / 4
+}
+
+/// What a pool has left of its clients' part.
+#[derive(Debug, Clone, Copy)]
+struct Left {
+    node: Option<usize>,
+    mbufs: usize,
+}
+
+/// Which pool a client on NUMA node `node` gets that may own `share` mbufs: its node's if that has them left, or else the one
+/// with the most.
+fn choose(pools: &[Left], node: Option<usize>, share: usize) -> usize {
+    let own = |pool: &Left| node.is_some() && pool.node == node && pool.mbufs >= share;
+    let most = |&number: &usize| Reverse(pools[number].mbufs);
+    let own = pools.iter().position(own);
+    own.or_else(|| (0..pools.len()).min_by_key(most)).unwrap_or(0)
+}
+
 /// All ring ports' memory and clients, by ring port number.
 #[derive(Debug, Default)]
 pub struct Clients {
@@ -133,8 +157,50 @@ impl Clients {
         }
     }
 
+    /// The pool for a new client on NUMA node `node` with so many queue pairs.
+    pub fn pool_for(&self, node: Option<usize>, queues: usize, pools: &[Pool]) -> Pool {
+        let share = |queues: usize| queues * QUOTA as usize;
+        let left = |pool: &Pool| {
+            let sessions = self.claims.values().map(|claim| &claim.session);
+            let its = sessions.filter(|session| session.pool() == *pool);
+            let taken = its.map(|session| share(session.queues().len())).sum();
+            Left {
+                node: pool.node(),
+                mbufs: for_clients(pool.size() as usize).saturating_sub(taken),
+            }
+        };
+        let left: Vec<Left> = pools.iter().map(left).collect();
+        pools[choose(&left, node, share(queues))]
+    }
+
     /// Is `index` still in use by a client on its way out?
     pub fn holds_index(&self, index: PortIndex) -> bool {
         self.claims.values().any(|c| c.index == index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_gets_the_pool_of_its_node() {
+        let pools = |mbufs: [usize; 3]| -> [Left; 3] {
+            let nodes = [Some(1), Some(0), None];
+            std::array::from_fn(|n| Left {
+                node: nodes[n],
+                mbufs: mbufs[n],
+            })
+        };
+        let plenty = pools([5000, 4000, 3000]);
+        assert_eq!(choose(&plenty, Some(1), 1536), 0);
+        assert_eq!(choose(&plenty, Some(0), 1536), 1);
+        // One whose CPUs are of several nodes, and one on a node without a pool: where there is most left.
+        assert_eq!(choose(&pools([3000, 4000, 5000]), None, 1536), 2);
+        assert_eq!(choose(&plenty, Some(7), 1536), 0);
+        assert_eq!(choose(&pools([5000, 5000, 0]), None, 1536), 0);
+        // Its node has not a whole share left; nor has any other.
+        assert_eq!(choose(&pools([1000, 4000, 0]), Some(1), 1536), 1);
+        assert_eq!(choose(&pools([1000, 900, 0]), Some(0), 1536), 0);
     }
 }

@@ -115,15 +115,22 @@ impl Switch {
     }
 
     fn memory(&self) -> String {
-        let pool = self.parts.ledger.pool();
+        let ledger = &self.parts.ledger;
         let entries: usize = self.bridges.values().map(|b| b.table.len()).sum();
-        format!(
-            "mbufs:{} mbufs-free:{} ports:{} clients:{} mac-entries:{entries}\n",
-            pool.size(),
-            pool.available(),
+        let mut text = format!(
+            "mbufs:{} mbufs-free:{} ports:{} clients:{} mac-entries:{entries}",
+            ledger.size(),
+            ledger.available(),
             self.ports.len(),
             self.clients.claims.len()
-        )
+        );
+        if let pools @ [_, _, ..] = ledger.pools() {
+            for pool in pools {
+                let (node, size, free) = (pool.node().unwrap_or(0), pool.size(), pool.available());
+                let _ = write!(text, " node{node}-mbufs:{size} node{node}-mbufs-free:{free}");
+            }
+        }
+        text + "\n"
     }
 }
 

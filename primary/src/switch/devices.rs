@@ -77,7 +77,7 @@ impl Switch {
             tx_queues: setup.tx_queues.max(self.parts.pmds.count() as u16),
             ..*setup
         };
-        device.start(&in_use, self.parts.ledger.pool())?;
+        device.start(&in_use, self.parts.ledger.pool_on(device.node()))?;
         for (what, asked, got) in [
             ("mtu_request", setup.mtu, device.mtu()),
             ("options:n_rxq", setup.rx_queues, device.rx_queues()),

@@ -180,7 +180,7 @@ impl KernelPort {
             large_receive: false,
             flow_control: FlowControl::default(),
         };
-        device.start(&setup, parts.ledger.pool())?;
+        device.start(&setup, parts.ledger.pool_on(device.node()))?;
         let io = match via {
             Via::VhostNet => EthdevIo::new(device),
             Via::Tap => {

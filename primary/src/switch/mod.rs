@@ -278,10 +278,10 @@ impl Switch {
         self.watch_clients();
         self.watch_drops();
         self.watch_queues();
-        let pool = self.parts.ledger.pool();
+        let ledger = &self.parts.ledger;
         self.parts
             .segment
-            .set_pool(pool.size().into(), pool.available().into());
+            .set_pool(ledger.size().into(), ledger.available().into());
     }
 
     /// Names the causes of drops in the log.
