@@ -708,7 +708,8 @@ fn chains_count_by_their_mbufs() {
         sent > 10 && owned >= sent * MAX_SEGMENTS,
         "{owned} mbufs for {sent}"
     );
-    assert!(owned <= (QUOTA - ALLOC_RING_SIZE) as usize);
+    // The empty mbufs that are handed out to it are a quarter of what that ring holds.
+    assert!(owned <= (QUOTA - ALLOC_RING_SIZE / 4) as usize);
     // It can send, and get small frames.
     fixture.send(1, &[&hello[..], &[0; 48]].concat());
     assert_eq!(fixture.received(2).len(), 1);

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use dpdk_qemu_shim::guest_memory::GuestMemory;
 use dpdk_qemu_shim::guest_memory::testing::{memory, poke};
 use dpdk_qemu_shim::net_header::Features;
+use dpdk_qemu_shim::port::STASH;
 use dpdk_qemu_shim::pump::testing::{Buffers, step};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
+use dpdk_qemu_shim::virtqueue::Ring;
 use dpdk_qemu_shim::virtqueue::testing::Driver;
-use dpdk_qemu_shim::virtqueue::{BATCH, Ring};
 use stacks::Stacks;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
@@ -33,7 +34,7 @@ const SIZE: u16 = 256;
 const BURST: usize = 32;
 const BURSTS: usize = 1024;
 /// Steps until the mbufs are where they stay.
-const WARM_UP: usize = 8;
+const WARM_UP: usize = 2 * STASH / BURST;
 const FRAMES: [usize; 2] = [60, 1514];
 
 /// Callgrind counts what is executed in here: `scripts/bench-instructions` names it.
@@ -89,7 +90,7 @@ fn pump(case: &str, len: usize, way: Way) {
     let mut to_switch = Driver::new(&memory, RINGS[0], SIZE);
     let mut to_guest = Driver::new(&memory, RINGS[1], SIZE);
     // Those for the guest's next frames stay with the pump.
-    let count = 2 * BURST + BATCH;
+    let count = 2 * BURST + STASH;
     let mut buffers = Buffers::new(count);
     let mbufs: Vec<Mbuf> = (0..count).map(|_| buffers.frame(&vec![0x5a; len])).collect();
     let port = match way {

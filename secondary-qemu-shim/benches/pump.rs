@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 use dpdk_qemu_shim::guest_memory::GuestMemory;
 use dpdk_qemu_shim::guest_memory::testing::memory;
 use dpdk_qemu_shim::net_header::Features;
+use dpdk_qemu_shim::port::STASH;
 use dpdk_qemu_shim::pump::testing::{Buffers, step};
 use dpdk_qemu_shim::pump::{Lane, Seat, State};
 use dpdk_qemu_shim::virtqueue::testing::Driver;
 use dpdk_qemu_shim::virtqueue::testing::packed::PackedDriver;
-use dpdk_qemu_shim::virtqueue::{BATCH, Ring, Virtqueue as _};
+use dpdk_qemu_shim::virtqueue::{Ring, Virtqueue as _};
 use stacks::Stacks;
 use vswitch_common::mbuf::{Checksum, Mbuf};
 
@@ -96,7 +97,7 @@ fn bench(layout: &str, features: u64, direction: &str) {
         fault: None,
     };
     // The pump keeps a batch for the guest's next frames.
-    let mut buffers = Buffers::new(2 * usize::from(QUEUE) + BATCH);
+    let mut buffers = Buffers::new(2 * usize::from(QUEUE) + STASH);
     let mut all: Vec<Mbuf> = std::iter::from_fn(|| buffers.empty()).collect();
     for mbuf in &mut all {
         mbuf.set_frame(FRAME, Checksum::Unknown);

@@ -12,10 +12,17 @@ use crate::virtqueue::BATCH;
 /// Mbufs in hand, moved at a time.
 pub type Burst = ArrayVec<Mbuf, BATCH>;
 
+/// Mbufs of delivered frames that a pump keeps for its guest's next ones at most. Frames come in clumps: a pump on a crowded CPU often
+/// delivers hundreds of them between two of the guest's.
+pub const STASH: usize = 6 * BATCH;
+
+/// Those mbufs, and others that are empty.
+pub type Stash = ArrayVec<Mbuf, STASH>;
+
 /// Where frames go to and come from. Mbufs are only borrowed from it: every one is handed back by `send` or `release`.
 pub trait SwitchPort: Send {
-    /// Adds empty mbufs to `out`, as many as there are and fit.
-    fn alloc(&mut self, out: &mut Burst);
+    /// Adds empty mbufs to `out`, a batch at most.
+    fn alloc(&mut self, out: &mut Stash);
     /// Hands `frames` over in order; what does not fit stays.
     fn send(&mut self, frames: &mut Burst);
     /// Adds frames for the guest to `out`, as many as there are and fit.
@@ -44,7 +51,7 @@ pub trait SwitchPort: Send {
 
 impl SwitchPort for QueuePair {
     #[inline]
-    fn alloc(&mut self, out: &mut Burst) {
+    fn alloc(&mut self, out: &mut Stash) {
         QueuePair::alloc(self, out);
     }
 

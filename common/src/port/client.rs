@@ -290,10 +290,10 @@ pub struct QueuePair {
 }
 
 impl QueuePair {
-    /// Adds empty mbufs to `out`, up to its capacity or what the switch has provided.
+    /// Adds empty mbufs to `out`: what the switch has provided, as far as there is room, and a burst at most.
     #[inline]
     pub fn alloc<const N: usize>(&mut self, out: &mut ArrayVec<Mbuf, N>) {
-        take(&mut self.alloc, out);
+        take_burst(&mut self.alloc, out);
     }
 
     /// Adds frames for this client to `out`, up to its capacity.
@@ -392,22 +392,24 @@ const _: () = assert!(QUOTA as usize > BURST);
 
 #[inline]
 fn take<const N: usize>(ring: &mut Consumer, out: &mut ArrayVec<Mbuf, N>) {
+    while !out.is_full() && take_burst(ring, out) {}
+}
+
+/// Takes a burst at most; false: there is no more.
+#[inline]
+fn take_burst<const N: usize>(ring: &mut Consumer, out: &mut ArrayVec<Mbuf, N>) -> bool {
     let mut batch = [0usize; BURST];
-    while !out.is_full() {
-        let want = out.remaining_capacity().min(BURST);
-        let Ok(got) = ring.dequeue(&mut batch[..want]) else {
-            return;
-        };
-        // SAFETY: the switch hands out mbufs of its pools, mapped here, and no longer touches them.
-        out.extend(
-            batch[..got]
-                .iter()
-                .filter_map(|&a| unsafe { Mbuf::from_address(a) }),
-        );
-        if got < want {
-            return;
-        }
-    }
+    let want = out.remaining_capacity().min(BURST);
+    let Ok(got) = ring.dequeue(&mut batch[..want]) else {
+        return false;
+    };
+    // SAFETY: the switch hands out mbufs of its pools, mapped here, and no longer touches them.
+    out.extend(
+        batch[..got]
+            .iter()
+            .filter_map(|&a| unsafe { Mbuf::from_address(a) }),
+    );
+    got == want
 }
 
 #[inline]

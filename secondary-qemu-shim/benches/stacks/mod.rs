@@ -3,7 +3,9 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 
-use dpdk_qemu_shim::port::{Burst, SwitchPort};
+use arrayvec::ArrayVec;
+use dpdk_qemu_shim::port::{Burst, Stash, SwitchPort};
+use dpdk_qemu_shim::virtqueue::BATCH;
 use nix::sys::eventfd::EventFd;
 use vswitch_common::mbuf::Mbuf;
 use vswitch_common::port::layout::ClientStats;
@@ -40,14 +42,14 @@ impl Stacks {
     }
 }
 
-/// Moves mbufs from a stack, as many as fit.
-fn take(from: &mut Vec<Mbuf>, to: &mut Burst) {
-    let rest = from.len().saturating_sub(to.remaining_capacity());
+/// Moves mbufs from a stack, as many as fit and a batch at most.
+fn take<const N: usize>(from: &mut Vec<Mbuf>, to: &mut ArrayVec<Mbuf, N>) {
+    let rest = from.len().saturating_sub(to.remaining_capacity().min(BATCH));
     to.extend(from.drain(rest..));
 }
 
 impl SwitchPort for Stacks {
-    fn alloc(&mut self, out: &mut Burst) {
+    fn alloc(&mut self, out: &mut Stash) {
         take(&mut self.empty, out);
     }
 

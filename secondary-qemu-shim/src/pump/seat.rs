@@ -3,16 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use arrayvec::ArrayVec;
-use vswitch_common::mbuf::Mbuf;
-
 use super::Standing;
-use crate::port::{Burst, SwitchPort};
-use crate::virtqueue::BATCH;
-
-/// Mbufs of delivered frames that are kept for the guest's next ones at most. Frames come in clumps: a pump on a crowded CPU often
-/// delivers hundreds of them between two of the guest's.
-const STASH: usize = 6 * BATCH;
+use crate::port::{Burst, Stash, SwitchPort};
 
 /// A port and the mbufs that are between it and a virtqueue.
 #[derive(Debug)]
@@ -20,7 +12,7 @@ pub struct Seat<P> {
     queue: usize,
     pub(super) port: P,
     /// Empty mbufs for the guest's next frames.
-    pub(super) empties: ArrayVec<Mbuf, STASH>,
+    pub(super) empties: Stash,
     /// Frames of the guest that the switch has not taken yet. Their descriptors are used already.
     pub(super) outgoing: Burst,
     /// Frames for which the guest has no buffers yet.
@@ -37,7 +29,7 @@ impl<P: SwitchPort> Seat<P> {
         Seat {
             queue,
             port,
-            empties: ArrayVec::new(),
+            empties: Stash::new(),
             outgoing: Burst::new(),
             inbox: Burst::new(),
             cut: 0,
@@ -68,9 +60,7 @@ impl<P: SwitchPort> Seat<P> {
     #[inline]
     pub(super) fn replenish(&mut self, enough: usize) {
         if self.empties.len() < enough {
-            let mut more = Burst::new();
-            self.port.alloc(&mut more);
-            self.empties.extend(more);
+            self.port.alloc(&mut self.empties);
         }
     }
 

@@ -14,7 +14,7 @@ use vswitch_common::port::layout::ClientStats;
 
 use super::sleep::Sleeper;
 use super::{Gate, Pump, Seat, State};
-use crate::port::{Burst, SwitchPort};
+use crate::port::{Burst, Stash, SwitchPort};
 use crate::virtqueue::BATCH;
 
 const MBUF: usize = 128 + PRIV_LEN + BUF_LEN;
@@ -257,12 +257,10 @@ impl Loopback {
 }
 
 impl SwitchPort for Loopback {
-    fn alloc(&mut self, out: &mut Burst) {
+    fn alloc(&mut self, out: &mut Stash) {
         let mut switch = self.switch.lock().unwrap();
-        while !out.is_full() {
-            let Some(mbuf) = switch.buffers.empty() else { break };
-            out.push(mbuf);
-        }
+        let most = out.remaining_capacity().min(BATCH);
+        out.extend(std::iter::from_fn(|| switch.buffers.empty()).take(most));
     }
 
     fn send(&mut self, frames: &mut Burst) {
