@@ -18,7 +18,7 @@ const TRIPS: u64 = 100;
 /// Of so many of those the best counts ...
 const RUNS: usize = 500;
 /// ... or of as many as there is time for: both CPUs have other work, and this takes both at the same time.
-const LOOK: Duration = Duration::from_millis(60);
+const LOOK: Duration = Duration::from_millis(40);
 /// CPUs are far apart where a line takes so many times as long as between near ones.
 const FAR: u64 = 2;
 /// Ticks of a round trip by a shared cache, at most: CPUs do not get nearer.
@@ -26,8 +26,22 @@ const SHARED: u64 = 400;
 /// Looks at most, and the time between them, that tell how near the CPUs can be.
 const FIRST_LOOKS: usize = 40;
 const PAUSE: Duration = Duration::from_millis(250);
-/// How often a measurement is taken at most, for want of one with the CPUs near each other.
-const TRIES: usize = 60;
+
+/// Milliseconds left for measurements to be repeated in.
+static PATIENCE: AtomicU64 = AtomicU64::new(0);
+
+/// Measurements are repeated for so long in all.
+pub fn be_patient_for(time: Duration) {
+    PATIENCE.store(time.as_millis() as u64, Ordering::Relaxed);
+}
+
+/// Is there patience left for another `time`? It is spent then.
+pub fn patient(time: Duration) -> bool {
+    let spend = |left: u64| left.checked_sub(time.as_millis() as u64);
+    PATIENCE
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend)
+        .is_ok()
+}
 
 /// Are the CPUs as near to each other as they get? True where there are no two, as well.
 pub fn near() -> bool {
@@ -48,22 +62,21 @@ pub fn near() -> bool {
     now <= FAR * nearest.load(Ordering::Relaxed)
 }
 
-/// What `measure` tells with the CPUs near each other before and after; what it tells last, if they will not be.
+/// What `measure` tells with the CPUs near each other before and after; or in any case, once patience is at its end.
 ///
 /// # Errors
 /// Those of `measure`.
 pub fn while_near<T>(mut measure: impl FnMut() -> anyhow::Result<T>) -> anyhow::Result<T> {
-    for _ in 1..TRIES {
-        if !near() {
+    loop {
+        while !near() && patient(PAUSE + LOOK) {
             std::thread::sleep(PAUSE);
-            continue;
         }
+        let start = Instant::now();
         let measured = measure()?;
-        if near() {
+        if near() || !patient(start.elapsed()) {
             return Ok(measured);
         }
     }
-    measure()
 }
 
 /// Ticks of the timestamp counter that a cache line takes there and back, at best; 0 where there are no two CPUs.
@@ -109,6 +122,13 @@ fn round_trip() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn patience_ends() {
+        be_patient_for(Duration::from_millis(250));
+        let granted = (0..5).filter(|_| patient(Duration::from_millis(100)));
+        assert_eq!(granted.count(), 2);
+    }
 
     #[test]
     fn a_line_takes_some_time() {

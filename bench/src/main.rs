@@ -58,9 +58,10 @@ fn main() -> anyhow::Result<()> {
     let effort = Effort {
         quick: args.quick,
         rounds: args.rounds.unwrap_or(if args.quick { 2 } else { 5 }).max(1),
-        warm_up: Duration::from_millis(if args.quick { 500 } else { 1500 }),
-        measure: Duration::from_millis(if args.quick { 1000 } else { 2000 }),
+        warm_up: Duration::from_millis(if args.quick { 400 } else { 1500 }),
+        measure: Duration::from_millis(if args.quick { 800 } else { 2000 }),
     };
+    distance::be_patient_for(Duration::from_secs(if args.quick { 10 } else { 300 }));
     let chosen = if args.scenarios.is_empty() {
         scenario::Name::ALL.to_vec()
     } else {

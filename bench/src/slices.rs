@@ -12,9 +12,6 @@ const SLICE: Duration = Duration::from_millis(200);
 /// Part of a slice that the switching thread must have had its CPU.
 const RUNNING: f64 = 0.97;
 
-/// A measurement may take so many times as long as asked for, until there are enough slices that nobody disturbed.
-const PATIENCE: u32 = 4;
-
 /// A slice, and whether it counts: the thread ran all the time, with the CPUs near each other.
 struct Slice {
     undisturbed: bool,
@@ -27,19 +24,17 @@ struct Slice {
 /// The peer does not tell.
 pub fn measure(peer: &mut dyn Peer, time: Duration) -> anyhow::Result<Sample> {
     let mut slices: Vec<Slice> = Vec::new();
-    let (mut taken, wanted) = (Duration::ZERO, time.max(SLICE));
-    let end = Instant::now() + time * PATIENCE;
+    let wanted = (time.as_millis() / SLICE.as_millis()).max(1) as usize;
+    let mut undisturbed_ones = 0;
     let mut near = distance::near();
-    while slices.is_empty() || (taken < wanted && Instant::now() < end) {
+    while slices.len() < wanted || (undisturbed_ones < wanted && distance::patient(SLICE)) {
         let (before, start) = (cpu_times(peer.pid()), Instant::now());
         let sample = peer.sample(SLICE)?;
         let ran = busiest(&before, &cpu_times(peer.pid()));
         let all = ran.as_secs_f64() >= RUNNING * start.elapsed().as_secs_f64();
         let was_near = std::mem::replace(&mut near, distance::near());
         let undisturbed = all && was_near && near;
-        if undisturbed {
-            taken += SLICE;
-        }
+        undisturbed_ones += usize::from(undisturbed);
         slices.push(Slice { undisturbed, sample });
     }
     Ok(median(slices))
