@@ -25,17 +25,18 @@ struct Slice {
 pub fn measure(peer: &mut dyn Peer, time: Duration) -> anyhow::Result<Sample> {
     let mut slices: Vec<Slice> = Vec::new();
     let wanted = (time.as_millis() / SLICE.as_millis()).max(1) as usize;
-    let mut undisturbed_ones = 0;
+    let undisturbed = |slices: &[Slice]| slices.iter().filter(|slice| slice.undisturbed).count();
     let mut near = distance::near();
-    while slices.len() < wanted || (undisturbed_ones < wanted && distance::patient(SLICE)) {
+    while slices.len() < wanted || (undisturbed(&slices) < wanted && distance::patient(SLICE)) {
         let (before, start) = (cpu_times(peer.pid()), Instant::now());
         let sample = peer.sample(SLICE)?;
         let ran = busiest(&before, &cpu_times(peer.pid()));
         let all = ran.as_secs_f64() >= RUNNING * start.elapsed().as_secs_f64();
         let was_near = std::mem::replace(&mut near, distance::near());
-        let undisturbed = all && was_near && near;
-        undisturbed_ones += usize::from(undisturbed);
-        slices.push(Slice { undisturbed, sample });
+        slices.push(Slice {
+            undisturbed: all && was_near && near,
+            sample,
+        });
     }
     Ok(median(slices))
 }

@@ -57,9 +57,7 @@ fn frame(ledger: &Ledger, lengths: &[usize]) -> Mbuf {
     let mut segments: Vec<Mbuf> = lengths
         .iter()
         .map(|&len| {
-            let mut fresh = ArrayVec::<Mbuf, 1>::new();
-            assert!(ledger.pools()[0].alloc(&mut fresh));
-            let mut mbuf = fresh.pop().unwrap();
+            let mut mbuf = ledger.pools()[0].alloc_one().unwrap();
             for slot in &mut mbuf.room_mut()[..len] {
                 *slot = byte;
                 byte = byte.wrapping_add(1);
@@ -390,12 +388,11 @@ fn a_large_frame_is_cut_into_frames_of_their_own() {
 fn a_frame_cut_with_an_empty_pool_costs_nothing_but_itself() {
     with_ledger(|ledger| {
         let large = ledger.adopt(tcp(ledger, 20_000, 8948)).unwrap();
-        let mut hoard = Vec::new();
-        let mut some = ArrayVec::<Mbuf, 1>::new();
         // Seven are left: for a segment of five, not for the next, and for the last of two.
-        while ledger.available() > 7 && ledger.pools()[0].alloc_n(&mut some, 1) {
-            hoard.extend(some.drain(..));
-        }
+        let but_seven = ledger.available() - 7;
+        let hoard: Vec<Mbuf> = (0..but_seven)
+            .map_while(|_| ledger.pools()[0].alloc_one())
+            .collect();
         let mut whole = Vec::new();
         assert_eq!(gso::cut(ledger, large, |segment| whole.push(segment)), 3);
         let came: Vec<bool> = whole.iter().map(Option::is_some).collect();

@@ -20,7 +20,7 @@ use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
 use vswitch_common::mempool::Pool;
 use vswitch_common::port::doorbell;
 use vswitch_common::port::layout::ControlBlocks;
-use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, QUOTA, RX_RING_SIZE, TX_RING_SIZE};
+use vswitch_common::port::{ALLOC_LEVEL, ALLOC_RING_SIZE, FREE_RING_SIZE, QUOTA, RX_RING_SIZE, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingMemory};
 use vswitch_common::stats::{Counter, PortBlock, Segment, segment_name};
 
@@ -708,8 +708,7 @@ fn chains_count_by_their_mbufs() {
         sent > 10 && owned >= sent * MAX_SEGMENTS,
         "{owned} mbufs for {sent}"
     );
-    // The empty mbufs that are handed out to it are a quarter of what that ring holds.
-    assert!(owned <= (QUOTA - ALLOC_RING_SIZE / 4) as usize);
+    assert!(owned <= (QUOTA - ALLOC_LEVEL) as usize);
     // It can send, and get small frames.
     fixture.send(1, &[&hello[..], &[0; 48]].concat());
     assert_eq!(fixture.received(2).len(), 1);
@@ -755,11 +754,7 @@ fn an_empty_pool_costs_copies_only() {
     fixture.send(1, &answer);
     (0..PORTS).for_each(|port| drop(fixture.received(port)));
 
-    let mut hoard: Vec<Mbuf> = Vec::new();
-    let mut some = ArrayVec::<Mbuf, 1>::new();
-    while pool.alloc_n(&mut some, 1) {
-        hoard.extend(some.drain(..));
-    }
+    let hoard: Vec<Mbuf> = std::iter::from_fn(|| pool.alloc_one()).collect();
     assert_eq!(pool.available(), 0);
     fixture.send(0, &broadcast);
     let came: Vec<usize> = (1..PORTS).map(|port| fixture.received(port).len()).collect();

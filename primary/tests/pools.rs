@@ -11,7 +11,9 @@ use vswitch_common::gso::{Kind, Segmentation};
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
 use vswitch_common::mempool::Pool;
 use vswitch_common::port::layout::ControlBlocks;
-use vswitch_common::port::{ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE, doorbell};
+use vswitch_common::port::{
+    ALLOC_LEVEL, ALLOC_RING_SIZE, FREE_RING_SIZE, RX_RING_SIZE, TX_RING_SIZE, doorbell,
+};
 use vswitch_common::ring::{Consumer, Producer, RingMemory};
 
 /// Where in `struct rte_mbuf` its pool is named.
@@ -19,8 +21,7 @@ const POOL: usize = 56;
 const CLIENT: Owner = Owner::client(3, 1);
 const BURST: usize = 32;
 
-/// Empty mbufs that a client has at its disposal.
-const LEVEL: usize = ALLOC_RING_SIZE as usize / 4;
+const LEVEL: usize = ALLOC_LEVEL as usize;
 /// Of each pool.
 const MBUFS: u32 = 1024;
 
@@ -56,9 +57,13 @@ fn bench() -> MutexGuard<'static, Bench> {
     bench.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+fn both(ledger: &Ledger) -> [Pool; 2] {
+    ledger.pools().try_into().expect("two pools")
+}
+
 /// Free mbufs of each pool.
 fn free(ledger: &Ledger) -> [u32; 2] {
-    [0, 1].map(|n| ledger.pools()[n].available())
+    both(ledger).map(|pool| pool.available())
 }
 
 /// Takes all that `pool` has.
@@ -70,9 +75,7 @@ fn empty(pool: Pool) -> Vec<Mbuf> {
 fn the_ledger_knows_the_mbufs_of_both() {
     let bench = bench();
     let ledger = &bench.ledger;
-    let [one, other] = ledger.pools()[..] else {
-        panic!("two pools")
-    };
+    let [one, other] = both(ledger);
     assert_eq!((ledger.size(), ledger.available()), (2 * MBUFS, 2 * MBUFS));
     for pool in [one, other] {
         let mbuf = ledger.alloc_one(pool).unwrap();
@@ -99,9 +102,7 @@ fn the_ledger_knows_the_mbufs_of_both() {
 fn each_goes_back_to_its_own() {
     let bench = bench();
     let ledger = &bench.ledger;
-    let [one, other] = ledger.pools()[..] else {
-        panic!("two pools")
-    };
+    let [one, other] = both(ledger);
     let mut mixed = ArrayVec::<Mbuf, BURST>::new();
     for pool in [one, other, other, one, other] {
         let mut mbuf = ledger.alloc_one(pool).unwrap();
@@ -149,9 +150,7 @@ fn a_driver_gets_the_right_pool() {
 fn the_other_pool_helps_out() {
     let bench = bench();
     let ledger = &bench.ledger;
-    let [one, other] = ledger.pools()[..] else {
-        panic!("two pools")
-    };
+    let [one, other] = both(ledger);
     let hoard = empty(one);
     assert_eq!(free(ledger), [0, MBUFS]);
     let mut burst = ArrayVec::<Mbuf, BURST>::new();
@@ -205,9 +204,7 @@ fn a_frame_is_cut_beside_itself() {
 fn a_client_is_kept_in_mbufs_of_its_pool() {
     let bench = bench();
     let (ledger, memory) = (&bench.ledger, bench.memory);
-    let [one, other] = ledger.pools()[..] else {
-        panic!("two pools")
-    };
+    let [one, other] = both(ledger);
     [memory.alloc, memory.tx, memory.rx, memory.free]
         .iter()
         .for_each(RingMemory::reset);

@@ -345,7 +345,7 @@ fn pulled_out(host: &mut NicHost, driver: &str) {
     host.wait_interface("ovs_dpdk_17", "link_state", "up");
     host.wires.iter().for_each(Wire::drain);
     exchange(&host.wires, 100);
-    host.check("OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl exit");
+    host.appctl("exit");
 }
 
 /// The kernel's igb drives both again, and answers.

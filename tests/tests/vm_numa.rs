@@ -1,7 +1,7 @@
 //! The switch in a machine with two NUMA nodes, one CPU each: who polls whom, and whose mbufs are from where.
 
-use vswitch_common::port::ALLOC_RING_SIZE;
-use vswitch_tests::nic_host::NicHost;
+use vswitch_common::port::ALLOC_LEVEL;
+use vswitch_tests::nic_host::{APPCTL, NicHost};
 
 /// What the thread on core `core` polls, as `pmd-rxq-show` has it.
 fn polled(text: &str, core: usize) -> String {
@@ -23,10 +23,6 @@ fn boot(pages: [usize; 2]) -> NicHost {
     }
     host.check("mkdir /dev/hugepages; mount -t hugetlbfs nodev /dev/hugepages");
     host
-}
-
-fn appctl(host: &mut NicHost, command: &str) -> String {
-    host.check(&format!("OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl {command}"))
 }
 
 /// Adds port `port` to the bridge, and attaches a client that is kept on `cpu`.
@@ -62,20 +58,20 @@ fn clients_are_polled_on_their_node() {
     for (port, cpu) in places {
         attach(&mut host, port, cpu);
     }
-    let shown = appctl(&mut host, "dpif-netdev/pmd-rxq-show");
+    let shown = host.appctl("dpif-netdev/pmd-rxq-show");
     for (port, core) in places {
         let polled = polled(&shown, core);
         assert!(polled.contains(&format!("dpdkr{port} ")), "{polled}");
     }
     // One pool, which needs no figures of its own.
-    let memory = appctl(&mut host, "memory/show");
+    let memory = host.appctl("memory/show");
     assert!(!memory.contains("node"), "{memory}");
-    appctl(&mut host, "exit");
+    host.appctl("exit");
 }
 
 /// What `memory/show` says of `key`.
 fn figure(host: &mut NicHost, key: &str) -> u32 {
-    let text = appctl(host, "memory/show");
+    let text = host.appctl("memory/show");
     let word = text
         .split_whitespace()
         .find_map(|word| word.strip_prefix(key)?.strip_prefix(':'));
@@ -98,14 +94,14 @@ fn clients_have_mbufs_of_their_node() {
     for (port, node) in [(1, 1), (2, 0), (3, 1)] {
         attach(&mut host, port, node);
         // Those that it has at its disposal.
-        free[node] -= ALLOC_RING_SIZE / 4;
+        free[node] -= ALLOC_LEVEL;
         let expected = format!("node0-mbufs-free:{} ", free[0]);
         let expected_too = format!("node1-mbufs-free:{}", free[1]);
         host.wait_for(
             &format!("client {port} has mbufs of node {node}"),
-            "OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl memory/show",
+            &format!("{APPCTL} memory/show"),
             |text| text.contains(&expected) && text.ends_with(&expected_too),
         );
     }
-    appctl(&mut host, "exit");
+    host.appctl("exit");
 }

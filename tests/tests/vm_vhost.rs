@@ -100,5 +100,5 @@ fn the_kernel_by_vhost_net_and_without() {
     traffic(&mut host, "tap");
     switched_and_deleted(&mut host);
     all_gone(&mut host);
-    host.check("OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl exit");
+    host.appctl("exit");
 }

@@ -15,6 +15,9 @@ pub const VERSION: u32 = 2;
 pub const MAX_QUEUES: usize = 16;
 /// Slots of the ring of empty mbufs, switch to client.
 pub const ALLOC_RING_SIZE: u32 = 512;
+/// Empty mbufs that a client has at its disposal in that ring: two bursts of a shim's. They are used in turn, so all of them pass
+/// through the caches: with twice as many, frames of 1500 bytes cost a quarter more.
+pub const ALLOC_LEVEL: u32 = ALLOC_RING_SIZE / 4;
 /// Slots of the ring of frames, client to switch.
 pub const TX_RING_SIZE: u32 = 1024;
 /// Slots of the ring of frames, switch to client.

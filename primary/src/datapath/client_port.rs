@@ -13,16 +13,12 @@ use vswitch_common::mbuf::Mbuf;
 use vswitch_common::mempool::Pool;
 use vswitch_common::port::doorbell::{Bell, NeedWakeup, Ringer};
 use vswitch_common::port::layout::{ClientStats, ControlRef};
-use vswitch_common::port::{ALLOC_RING_SIZE, MAX_QUEUES, QUOTA, TX_RING_SIZE};
+use vswitch_common::port::{ALLOC_LEVEL, ALLOC_RING_SIZE, MAX_QUEUES, QUOTA, TX_RING_SIZE};
 use vswitch_common::ring::{Consumer, Producer, RingCorrupt, RingMemory};
 
 use super::BURST;
 use super::chain;
 use super::ledger::{Ledger, Owner};
-
-/// Empty mbufs that a client has at its disposal: two bursts of a shim's. They are used in turn, so all of them pass through
-/// the caches: with twice as many, frames of 1500 bytes cost a quarter more.
-const ALLOC_LEVEL: usize = ALLOC_RING_SIZE as usize / 4;
 
 /// An attached client: one process, from attach to its end.
 #[derive(Debug)]
@@ -235,9 +231,10 @@ impl Queue {
     #[inline]
     fn refill(&self, half: &mut Receiving, ledger: &Ledger, moved: &mut usize) -> Result<(), RingCorrupt> {
         let level = (ALLOC_RING_SIZE - 1) as usize - half.alloc.free()?;
-        let missing = ALLOC_LEVEL.saturating_sub(level);
+        let enough = ALLOC_LEVEL as usize;
+        let missing = enough.saturating_sub(level);
         // Small top-ups are left for later, so that a burst moves whole cache lines.
-        if missing < BURST && level >= ALLOC_LEVEL / 2 && half.recycled.len() <= BURST {
+        if missing < BURST && level >= enough / 2 && half.recycled.len() <= BURST {
             return Ok(());
         }
         let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
@@ -391,7 +388,7 @@ impl Room {
     /// For frames of several mbufs, which the client's share has room for `mbufs` of. They leave it enough for what it sends.
     #[cold]
     fn keep_to_quota(&mut self, frames: &[Mbuf], mbufs: u32) {
-        let fitting = chain::fitting(frames, mbufs.saturating_sub(ALLOC_LEVEL as u32));
+        let fitting = chain::fitting(frames, mbufs.saturating_sub(ALLOC_LEVEL));
         if fitting < self.frames {
             *self = Room {
                 frames: fitting,

@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use vswitch_common::mempool::Pool;
-
 use vswitch_common::port::layout::ControlBlocks;
 use vswitch_common::port::{
     ALLOC_RING_SIZE, FREE_RING_SIZE, MAX_QUEUES, QUOTA, RX_RING_SIZE, RingRole, TX_RING_SIZE, ring_name,

@@ -29,6 +29,9 @@ pub const NICS: [&str; 2] = ["0000:01:00.0", "0000:02:00.0"];
 /// Their own MAC addresses: the kernel gives them 10.0.0.16 and 10.0.0.17, by the last byte.
 pub const MACS: [[u8; 6]; 2] = [[0x52, 0x54, 0, 0, 0, 16], [0x52, 0x54, 0, 0, 0, 17]];
 
+/// `ovs-appctl` in the machine.
+pub const APPCTL: &str = "OVS_RUNDIR=/run/dpdk-vswitchd ovs-appctl";
+
 const MEMORY_MIB: u32 = 1024;
 /// A boot, translated, with 60 MB to unpack, on a machine that has other work as well.
 const BOOT: Duration = Duration::from_secs(120);
@@ -191,6 +194,15 @@ impl NicHost {
         let qmp = self.vm.qmp().unwrap_or_else(|e| panic!("{e}"));
         let said = qmp.human(line).unwrap_or_else(|e| panic!("{e}"));
         assert!(said.is_empty(), "{line}: {said}");
+    }
+
+    /// Runs `ovs-appctl` with `arguments` against the switch.
+    ///
+    /// # Panics
+    /// If it fails.
+    #[track_caller]
+    pub fn appctl(&mut self, arguments: &str) -> String {
+        self.check(&format!("{APPCTL} {arguments}"))
     }
 
     /// Runs `command` in the machine; its output, printed as well.
