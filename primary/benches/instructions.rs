@@ -93,6 +93,22 @@ impl Bench {
     }
 }
 
+/// A large frame after another, each a chain of mbufs, from client to client.
+fn forward_chains(bench: &mut Bench) {
+    let header = header(mac(RECEIVER), mac(SENDER));
+    let couple = [SENDER, RECEIVER];
+    for number in 0..WARM_UP + BURSTS {
+        bench.clients[SENDER].send_chain(BURST, header);
+        if number < WARM_UP {
+            bench.round(&couple);
+        } else {
+            measured(&mut || bench.round(&couple));
+        }
+        bench.clients[RECEIVER].drain_chains();
+    }
+    report(BURSTS, "client to client, chains of 32 mbufs");
+}
+
 /// Bursts that go back and forth between two clients, in the same mbufs.
 fn answer(bench: &mut Bench) {
     let headers = [[RECEIVER, SENDER], [SENDER, RECEIVER]].map(|[to, from]| header(mac(to), mac(from)));
@@ -210,6 +226,7 @@ fn main() {
     bench.forward("client to client, bursts of 4", mac(RECEIVER), 4, &couple);
     bench.forward("client to device, bursts of 32", DEVICE_MAC, 32, &[SENDER]);
     bench.forward("broadcast to 16 clients, bursts of 32", [0xff; 6], 32, &all);
+    forward_chains(&mut bench);
     look_up(&bench);
     // The device outlives the run, as does the memory.
     std::mem::forget(bench);

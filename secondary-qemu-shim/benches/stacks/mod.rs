@@ -15,6 +15,8 @@ pub struct Stacks {
     empty: Vec<Mbuf>,
     frames: Vec<Mbuf>,
     echo: bool,
+    /// What it is sent are chains, to be taken apart.
+    chains: bool,
     stats: ClientStats,
     doorbell: EventFd,
 }
@@ -26,6 +28,7 @@ impl Stacks {
             empty,
             frames,
             echo: false,
+            chains: false,
             stats: ClientStats::default(),
             doorbell: EventFd::new().expect("descriptors"),
         }
@@ -38,6 +41,16 @@ impl Stacks {
         Stacks {
             echo: true,
             ..Stacks::new(Vec::new(), frames)
+        }
+    }
+
+    /// A switch with `empty` mbufs to hand out, to be sent chains of them.
+    // One of the benches has no use for it.
+    #[allow(dead_code)]
+    pub fn for_chains(empty: Vec<Mbuf>) -> Stacks {
+        Stacks {
+            chains: true,
+            ..Stacks::new(empty, Vec::new())
         }
     }
 }
@@ -54,6 +67,11 @@ impl SwitchPort for Stacks {
     }
 
     fn send(&mut self, frames: &mut Burst) {
+        if self.chains {
+            for frame in &mut *frames {
+                self.empty.extend(frame.split());
+            }
+        }
         let stack = if self.echo {
             &mut self.frames
         } else {
