@@ -40,21 +40,25 @@ impl Ledger {
             first.set_segmentation(segmentation);
         }
         let mut rest = Rest::new();
+        let (mut bytes, mut empty) = (0, false);
         for _ in 1..count.min(MAX_SEGMENTS) {
             let Some(mut segment) = self.take(next, owner) else {
                 break;
             };
             next = segment.next_address();
             segment.make_single(Checksum::Unknown);
+            let len = segment.len();
+            bytes += len;
+            empty |= len == 0;
             rest.push(segment);
         }
         let taken = 1 + rest.len();
-        if taken != count.max(1) || rest.iter().any(|segment| segment.len() == 0) {
+        if taken != count.max(1) || empty {
             self.free_singles(&mut rest);
             self.free(first);
             return (None, taken as u32);
         }
-        if rest.iter().map(Mbuf::len).sum::<usize>() <= first.tailroom() {
+        if bytes <= first.tailroom() {
             rest.iter().for_each(|segment| _ = first.append(segment.data()));
             self.free_singles(&mut rest);
         } else {
