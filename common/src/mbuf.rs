@@ -23,6 +23,10 @@ pub const PRIV_LEN: usize = 64;
 /// Segments that one frame may have: 64 KiB and a header.
 pub const MAX_SEGMENTS: usize = 34;
 
+const CACHE_LINE: usize = 64;
+/// Cache lines of a piece that are loaded while the one before it is copied.
+const AHEAD: usize = 8;
+
 /// Bytes of the header, `struct rte_mbuf`.
 pub const HEADER_LEN: usize = size_of::<sys::rte_mbuf>();
 const _: () = assert!(HEADER_LEN == 128);
@@ -590,6 +594,13 @@ impl Mbuf {
         prefetch(Self::buffer_address(address).wrapping_add(HEADROOM) as *const u8);
     }
 
+    /// Starts loading header and room, to be written.
+    #[inline]
+    pub fn prefetch_room(&self) {
+        prefetch_for_write(self.0.as_ptr().cast());
+        prefetch_ahead_for_write(self.buffer().wrapping_add(HEADROOM));
+    }
+
     /// Starts loading the first cache line of a frame that begins right behind the headroom.
     #[inline]
     pub fn prefetch_frame(&self) {
@@ -619,6 +630,19 @@ pub fn prefetch_for_write(at: *const u8) {
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;
+}
+
+/// Starts loading the first bytes at `at` of what is copied next, in pieces of an mbuf's size: the CPU itself looks ahead within
+/// a piece, but begins anew with each. (They may be fewer than these: a prefetch of any address is harmless.)
+#[inline]
+pub fn prefetch_ahead(at: *const u8) {
+    (0..AHEAD).for_each(|line| prefetch(at.wrapping_add(line * CACHE_LINE)));
+}
+
+/// The same, to be written.
+#[inline]
+pub fn prefetch_ahead_for_write(at: *const u8) {
+    (0..AHEAD).for_each(|line| prefetch_for_write(at.wrapping_add(line * CACHE_LINE)));
 }
 
 #[cfg(test)]

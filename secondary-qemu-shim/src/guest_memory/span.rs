@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 use std::ptr::NonNull;
 
-use vswitch_common::mbuf::{prefetch, prefetch_for_write};
+use vswitch_common::mbuf::{prefetch, prefetch_ahead, prefetch_ahead_for_write, prefetch_for_write};
 
 const CACHE_LINE: usize = 64;
 
@@ -101,5 +101,17 @@ impl<'m> Span<'m> {
             prefetch_for_write(first);
         }
         prefetch_for_write(first.wrapping_add(CACHE_LINE));
+    }
+
+    /// Starts loading what is copied from here next.
+    #[inline]
+    pub fn prefetch_ahead(&self) {
+        prefetch_ahead(self.host.as_ptr());
+    }
+
+    /// Starts loading what is overwritten next.
+    #[inline]
+    pub fn prefetch_ahead_for_write(&self) {
+        prefetch_ahead_for_write(self.host.as_ptr());
     }
 }

@@ -41,7 +41,11 @@ pub(super) fn copy<P: SwitchPort>(
     }
     let mut left = len - DATA_ROOM;
     let mut rest: ArrayVec<Mbuf, MAX_SEGMENTS> = seat.empties.drain(kept..).collect();
-    for mbuf in &mut rest {
+    let mut mbufs = rest.iter_mut().peekable();
+    while let Some(mbuf) = mbufs.next() {
+        if let Some(next) = mbufs.peek() {
+            next.prefetch_room();
+        }
         let part = left.min(DATA_ROOM);
         reader.fill(mbuf, part, Checksum::Unknown);
         left -= part;
@@ -70,6 +74,11 @@ impl Reader<'_, '_> {
     /// Reads into all of `out`, of which the buffers have as much.
     fn read(&mut self, mut out: &mut [u8]) {
         while let Some(buffer) = self.buffers.get(self.index).filter(|_| !out.is_empty()) {
+            if self.at == 0
+                && let Some(next) = self.buffers.get(self.index + 1)
+            {
+                next.prefetch_ahead();
+            }
             let n = (buffer.len() - self.at).min(out.len());
             let (now, later) = out.split_at_mut(n);
             buffer.read(self.at, now);

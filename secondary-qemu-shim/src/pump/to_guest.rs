@@ -5,7 +5,7 @@
 //! §5.1.6.4), else it has to fit one.
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{Checksum, Mbuf};
+use vswitch_common::mbuf::{Checksum, Mbuf, prefetch_ahead};
 
 use super::seat::{Seat, count};
 use super::{Lane, Standing, cut};
@@ -76,17 +76,7 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
             delivered += 1;
             continue;
         }
-        let fit = match cut::needed(frame, *features) {
-            Some(segmenter) => cut::deliver(frame, &segmenter, &mut seat.cut, &room, &mut written),
-            None => {
-                let fit = room.fit(written.len(), frame_len(frame));
-                if let Fit::Chains(count) = fit {
-                    large += usize::from(deliver(frame, &room, count, &mut written));
-                }
-                fit
-            }
-        };
-        match fit {
+        match deliver_any(frame, &room, &mut seat.cut, &mut large, &mut written) {
             Fit::Chains(_) => delivered += 1,
             Fit::Never => too_long += 1,
             Fit::NotYet => break,
@@ -103,6 +93,26 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
         frames,
         any: frames > 0 || !written.is_empty(),
     })
+}
+
+/// Copies any other frame into the next chains, if there is room. `cut` is its seat's; large ones that go whole add to `large`.
+// A function of its own, so that the loop over frames as nearly all are keeps its registers.
+#[inline(never)]
+fn deliver_any(
+    frame: &mut Mbuf,
+    room: &Room<'_, '_>,
+    cut: &mut usize,
+    large: &mut usize,
+    written: &mut ArrayVec<u32, BATCH>,
+) -> Fit {
+    if let Some(segmenter) = cut::needed(frame, room.features) {
+        return cut::deliver(frame, &segmenter, cut, room, written);
+    }
+    let fit = room.fit(written.len(), frame_len(frame));
+    if let Fit::Chains(count) = fit {
+        *large += usize::from(deliver(frame, room, count, written));
+    }
+    fit
 }
 
 fn frame_len(frame: &Mbuf) -> usize {
@@ -211,14 +221,19 @@ pub(super) fn write<'b>(
     let mut target = Target {
         chains: room.chains,
         end: written.len() + count,
-        buffer: 0,
+        buffers: room.chains.buffers_from(written.len()),
+        in_chain: room.chains.get(written.len()).0.len(),
         at: 0,
-        in_chain: 0,
+        bytes: 0,
         written,
         log: room.log,
     };
     target.write(&header[..room.features.header_len()]);
-    for piece in bytes {
+    let mut bytes = bytes.peekable();
+    while let Some(piece) = bytes.next() {
+        if let Some(next) = bytes.peek() {
+            prefetch_ahead(next.as_ptr());
+        }
         target.write(piece);
     }
     target.finish();
@@ -229,10 +244,13 @@ struct Target<'a, 'm> {
     chains: &'a Chains<'m>,
     /// Chains that may be written to. The current one is behind those of `written`.
     end: usize,
-    buffer: usize,
+    /// The buffers from here on, the first one full up to `at`.
+    buffers: &'a [Span<'m>],
     at: usize,
+    /// Those of them that are the current chain's.
+    in_chain: usize,
     /// Bytes written to the current chain.
-    in_chain: u32,
+    bytes: u32,
     written: &'a mut ArrayVec<u32, BATCH>,
     log: Option<&'a DirtyLog>,
 }
@@ -241,19 +259,32 @@ impl Target<'_, '_> {
     /// Writes `bytes`, as far as there is room. (There is, unless another process scribbles over the mbuf meanwhile.)
     #[inline]
     fn write(&mut self, mut bytes: &[u8]) {
-        while !bytes.is_empty() && self.written.len() < self.end {
-            let (buffers, _) = self.chains.get(self.written.len());
-            let Some(buffer) = buffers.get(self.buffer) else {
-                self.next_chain();
-                continue;
+        while !bytes.is_empty() {
+            if self.in_chain == 0 && !self.next_chain() {
+                return;
+            }
+            let [buffer, behind @ ..] = self.buffers else {
+                return;
             };
+            if self.at == 0
+                && let Some(next) = behind.first().filter(|_| self.goes_on())
+            {
+                next.prefetch_ahead_for_write();
+            }
             let n = (buffer.len() - self.at).min(bytes.len());
             self.put(buffer, &bytes[..n]);
             bytes = &bytes[n..];
             if self.at == buffer.len() {
-                (self.buffer, self.at) = (self.buffer + 1, 0);
+                self.buffers = behind;
+                self.at = 0;
+                self.in_chain -= 1;
             }
         }
+    }
+
+    /// Is this the last buffer of a chain behind which the frame goes on?
+    fn goes_on(&self) -> bool {
+        self.in_chain == 1 && self.written.len() + 1 < self.end
     }
 
     #[inline]
@@ -263,18 +294,23 @@ impl Target<'_, '_> {
             log.mark(buffer.guest() + self.at as u64, bytes.len());
         }
         self.at += bytes.len();
-        self.in_chain += bytes.len() as u32;
+        self.bytes += bytes.len() as u32;
     }
 
-    fn next_chain(&mut self) {
-        self.written.push(self.in_chain);
-        (self.buffer, self.at, self.in_chain) = (0, 0, 0);
+    /// Goes on to the chain behind one that is full; false, and nothing is done, behind the last one.
+    fn next_chain(&mut self) -> bool {
+        if self.written.len() + 1 == self.end {
+            return false;
+        }
+        self.written.push(std::mem::take(&mut self.bytes));
+        self.in_chain = self.chains.get(self.written.len()).0.len();
+        true
     }
 
     /// Ends the frame.
     fn finish(mut self) {
         while self.written.len() < self.end {
-            self.next_chain();
+            self.written.push(std::mem::take(&mut self.bytes));
         }
     }
 }

@@ -77,12 +77,10 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
     } = lane;
     let mut chains = Chains::new();
     // Without mbufs one chain is looked at, to tell "nothing to send" from "waits for the switch".
-    queue.take(
-        memory,
-        Access::Read,
-        seat.empties.len().clamp(1, BATCH),
-        &mut chains,
-    )?;
+    let mbufs = seat.empties.len().clamp(1, BATCH);
+    // Long frames fill mbufs, though not each to the brim.
+    chains.want(DATA_ROOM * (mbufs - 1).max(1));
+    queue.take(memory, Access::Read, mbufs, &mut chains)?;
     let mut result = Ok(());
     let (mut used, mut copied) = (0, 0);
     while used < chains.len() {
@@ -173,6 +171,8 @@ fn copy_plain(buffer: &Span<'_>, features: Features, mbuf: &mut Mbuf) -> bool {
 }
 
 /// Copies the frame in a chain into `mbuf`, and what its header says.
+// A function of its own, as in the other direction.
+#[inline(never)]
 fn copy<P: SwitchPort>(
     buffers: &[Span<'_>],
     bytes: usize,

@@ -24,18 +24,30 @@ pub struct Chains<'m> {
     plain: usize,
     /// Of the chains behind those: where the buffers end, and how many bytes they hold.
     ends: ArrayVec<(u16, u32), BATCH>,
+    /// Bytes that those hold together, and how many are enough.
+    listed_bytes: u64,
+    enough: u64,
     open_bytes: u64,
 }
 
 impl<'m> Chains<'m> {
     /// An empty batch.
+    #[inline]
     pub fn new() -> Chains<'m> {
         Chains {
             buffers: ArrayVec::new(),
             plain: 0,
             ends: ArrayVec::new(),
+            listed_bytes: 0,
+            enough: u64::MAX,
             open_bytes: 0,
         }
+    }
+
+    /// Chains of several buffers are enough once they hold `bytes`: more would be walked in vain.
+    #[inline]
+    pub fn want(&mut self, bytes: usize) {
+        self.enough = bytes as u64;
     }
 
     /// Chains in the batch.
@@ -73,17 +85,36 @@ impl<'m> Chains<'m> {
         (&self.buffers[start..usize::from(end)], bytes as usize)
     }
 
+    /// The buffers of chain `index`, and of all behind it.
+    ///
+    /// # Panics
+    /// If there is no such chain.
+    #[inline]
+    pub fn buffers_from(&self, index: usize) -> &[Span<'m>] {
+        let start = match index.checked_sub(self.plain) {
+            None | Some(0) => index,
+            Some(listed) => usize::from(self.ends[listed - 1].0),
+        };
+        &self.buffers[start..]
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.buffers.clear();
         self.plain = 0;
         self.ends.clear();
+        self.listed_bytes = 0;
         self.open_bytes = 0;
     }
 
     /// Buffers that still fit.
     pub(super) fn room(&self) -> usize {
         self.buffers.remaining_capacity()
+    }
+
+    /// Is no further chain wanted?
+    pub(super) fn is_complete(&self) -> bool {
+        self.listed_bytes >= self.enough
     }
 
     /// Adds chains of one buffer each, as long as `buffers` has some. Only to chains that are such, too.
@@ -107,6 +138,7 @@ impl<'m> Chains<'m> {
         // The bytes written to a chain are told in 32 bits (virtio 1.2 §2.7.8).
         let bytes = u32::try_from(self.open_bytes).map_err(|_| Fault::TooManyBytes)?;
         self.open_bytes = 0;
+        self.listed_bytes += u64::from(bytes);
         self.ends.push((self.buffers.len() as u16, bytes));
         Ok(())
     }

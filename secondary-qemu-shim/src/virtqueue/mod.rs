@@ -91,8 +91,8 @@ pub enum Fault {
 
 /// The device's end of a virtqueue, for in-order use in batches.
 pub trait Virtqueue {
-    /// Walks up to `max` available chains (and no more than [`BATCH`]) into `chains`, without consuming them.
-    /// All buffers must be of the kind `access`.
+    /// Walks up to `max` available chains (and no more than [`BATCH`], nor than are wanted) into `chains`, without consuming
+    /// them. All buffers must be of the kind `access`.
     ///
     /// # Errors
     /// The next chain, or the ring itself, breaks the rules. Good chains before a bad one are returned first.

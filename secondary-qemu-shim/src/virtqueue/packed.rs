@@ -400,7 +400,7 @@ impl Virtqueue for PackedQueue {
         }));
         let mut left = self.size - heads.len() as u16;
         let mut fault = None;
-        while self.heads.len() < max && left > 0 {
+        while self.heads.len() < max && left > 0 && !chains.is_complete() {
             // Acquire: the rest of the chain, and what it names, is visible with the flags.
             let word = self.word(at, Ordering::Acquire);
             if !at.is_available(flags(word)) {

@@ -68,6 +68,23 @@ fn chains_come_in_order_and_go_back_in_order() {
     });
 }
 
+/// Long chains behind what is wanted are not walked; nor are they lost.
+#[test]
+fn no_more_long_chains_are_walked_than_wanted() {
+    over_both(&[(0, END)], |m, driver, ring| {
+        let long = [(BUFFERS, 100, false), (BUFFERS + 100, 100, false)];
+        (0..4).for_each(|_| _ = driver.offer(&long));
+        let mut chains = Chains::new();
+        for (wanted, walked) in [(1, 1), (200, 1), (201, 2)] {
+            chains.want(wanted);
+            ring.take(m, Access::Read, BATCH, &mut chains).unwrap();
+            assert_eq!(chains.len(), walked, "of {wanted} bytes");
+        }
+        complete(ring, &[0; 2]);
+        assert_eq!(read(ring, m).map(|chains| chains.len()), Ok(2));
+    });
+}
+
 /// Each way to lie about a buffer, with the fault it must end in.
 #[test]
 fn hostile_buffers_break_the_queue() {
