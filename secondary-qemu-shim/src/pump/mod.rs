@@ -38,7 +38,7 @@ pub type Gate<P> = vswitch_sync::gate::Gate<State<P>, Doorbell>;
 const PATIENCE: Duration = Duration::from_micros(20);
 
 /// Bytes that a pump copies before others on its CPU have their turn: few enough for them to find these frames in its cache.
-const TURN: usize = 128 << 10;
+const TURN: usize = 256 << 10;
 
 /// What a pump works on.
 #[derive(Debug)]
