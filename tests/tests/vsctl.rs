@@ -193,6 +193,36 @@ fn an_option_without_effect_is_named() {
     }
 }
 
+/// So are one that another kind of port takes, and one that none does; others that the row has count.
+#[test]
+fn options_that_do_not_fit_the_port_are_named() {
+    let switch = Switch::with_ports(&[1]);
+    let null = "null -- set Interface null type=dpdk options:dpdk-devargs=net_null0,no-rx=1";
+    switch.vsctl(&format!("add-port br0 {null} options:n_rxq=2 options:n_rxqs=3"));
+    assert_eq!(
+        switch.vsctl("get Interface null ofport status:n_rxq"),
+        "2\n\"2\"\n"
+    );
+    switch.vsctl("set Interface dpdkr1 options:n_rxq=2");
+    for (port, option, known) in [
+        ("null", "n_rxqs", "which takes dpdk-devargs, n_rxq, n_txq"),
+        ("dpdkr1", "n_rxq", "queues= of QEMU's -netdev"),
+    ] {
+        let error = switch.get("Interface", port, "error");
+        let named = format!("options:{option} has no effect");
+        assert!(error.contains(&named) && error.contains(known), "{error}");
+        switch.wait_for_log(&format!("port {port}: {named}"));
+        switch.vsctl(&format!("remove Interface {port} options {option}"));
+        assert_eq!(switch.vsctl(&format!("get Interface {port} error")), "[]\n");
+    }
+    let (mut client, frame) = (
+        Bare::attached(&switch, 1),
+        Frame::marked(BROADCAST, mac(1), 1, 60),
+    );
+    client.send(&[frame]);
+    switch.wait_for_count("null", Counter::TxPackets, 1);
+}
+
 #[test]
 fn port_numbers_are_given_as_asked() {
     let switch = Switch::with_ports(&[]);

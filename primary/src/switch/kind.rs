@@ -72,6 +72,18 @@ impl DeviceOptions {
     }
 }
 
+/// The options that a NIC or vdev takes.
+const DEVICE_OPTIONS: &[&str] = &[
+    "dpdk-devargs",
+    "n_rxq",
+    "n_txq",
+    "n_rxq_desc",
+    "n_txq_desc",
+    "rx-flow-ctrl",
+    "tx-flow-ctrl",
+    "flow-ctrl-autoneg",
+];
+
 /// Number of the historic name `ovs_dpdk_N`.
 fn historic(name: &str) -> Option<u16> {
     let digits = name.strip_prefix("ovs_dpdk_")?;
@@ -161,15 +173,50 @@ impl Kind {
 
     /// Is the client of a port of this kind to poll when it is idle? What is wrong with the row otherwise.
     pub fn busy_poll(&self, interface: &InterfaceConfig) -> Result<bool, String> {
-        match (self, switch(interface, "busy-poll")) {
-            (Kind::Client { .. }, asked) => asked.map_err(|e| format!("{e}; its client sleeps when idle")),
-            (_, Ok(false)) => Ok(false),
-            _ => Err(
+        match self {
+            Kind::Client { .. } => {
+                switch(interface, "busy-poll").map_err(|e| format!("{e}; its client sleeps when idle"))
+            }
+            _ => Ok(false),
+        }
+    }
+
+    /// What a port of this kind is called, and the options that it takes.
+    fn options(&self, interface: &InterfaceConfig) -> (&'static str, &'static [&'static str]) {
+        match self {
+            Kind::Local => ("a bridge's own port", &[]),
+            Kind::Kernel { .. } => ("a port to the host kernel", &["n_rxq"]),
+            Kind::Client { .. } if interface.kind == "dpdkr" => ("a VM port", &["port", "busy-poll"]),
+            Kind::Client { .. } => ("a VM port with a historic name", &["busy-poll"]),
+            Kind::Ethdev { .. } => ("a NIC", DEVICE_OPTIONS),
+        }
+    }
+
+    /// Names the options of `interface` that a port of this kind does not take, if there are any. One that is `false`
+    /// asks for nothing.
+    pub fn unfit_options(&self, interface: &InterfaceConfig) -> Option<String> {
+        let (what, takes) = self.options(interface);
+        let unfit = interface
+            .options
+            .iter()
+            .filter(|(option, value)| !takes.contains(&option.as_str()) && *value != "false");
+        let named = unfit.map(|(option, _)| match (option.as_str(), self) {
+            ("busy-poll", _) => {
                 "options:busy-poll is for VM ports, and keeps their shims from sleeping; to keep the PMD threads from it, \
                  which poll this port, set other_config:pmd-sleep-max=0 in Open_vSwitch"
-                    .into(),
+                    .to_owned()
+            }
+            ("n_rxq" | "n_txq", Kind::Client { .. }) => format!(
+                "options:{option} has no effect on {what}, which has as many queues as its VM asks for (queues= of QEMU's \
+                 -netdev)"
             ),
-        }
+            _ if takes.is_empty() => format!("options:{option} has no effect on {what}, which takes no options"),
+            _ => format!(
+                "options:{option} has no effect on {what}, which takes {}",
+                takes.join(", ")
+            ),
+        });
+        named.reduce(|one, other| format!("{one}; {other}"))
     }
 
     /// The OpenFlow port number that the historic name stands for.
@@ -230,10 +277,6 @@ mod tests {
         Kind::of(&interface(name, kind, options), "br0")
     }
 
-    fn busy_poll(kind: &Kind, options: &[(&str, &str)]) -> Result<bool, String> {
-        kind.busy_poll(&interface("any", "", options))
-    }
-
     #[test]
     fn historic_names_keep_their_meaning() {
         assert_eq!(kind("ovs_dpdk_2", "dpdk", &[]), Ok(Kind::Client { port: 2 }));
@@ -276,7 +319,8 @@ mod tests {
 
     #[test]
     fn busy_polling_is_asked_for_by_the_word() {
-        let busy_poll = |options: &[(&str, &str)]| busy_poll(&Kind::Client { port: 1 }, options);
+        let busy_poll =
+            |options: &[(&str, &str)]| Kind::Client { port: 1 }.busy_poll(&interface("vm", "dpdkr", options));
         assert_eq!(busy_poll(&[]), Ok(false));
         assert_eq!(busy_poll(&[("busy-poll", "false")]), Ok(false));
         assert_eq!(busy_poll(&[("busy-poll", "true")]), Ok(true));
@@ -289,16 +333,73 @@ mod tests {
         }
     }
 
+    /// What each kind of port says of its options.
+    fn unfit(name: &str, kind: &str, options: &[(&str, &str)]) -> Option<String> {
+        let row = interface(name, kind, options);
+        Kind::of(&row, "br0").unwrap().unfit_options(&row)
+    }
+
+    const NIC: (&str, &str) = ("dpdk-devargs", "net_null0");
+
     /// There it would be without effect.
     #[test]
     fn busy_polling_is_refused_where_there_is_no_client() {
-        let nic = kind("nic", "dpdk", &[("dpdk-devargs", "net_null0")]).unwrap();
-        for kind in [nic, Kind::Local, Kind::Kernel { queues: 1 }] {
-            assert_eq!(busy_poll(&kind, &[]), Ok(false));
-            assert_eq!(busy_poll(&kind, &[("busy-poll", "false")]), Ok(false));
-            let error = busy_poll(&kind, &[("busy-poll", "true")]).unwrap_err();
-            assert!(error.contains("other_config:pmd-sleep-max=0"), "{error}");
+        for (name, kind, option) in [
+            ("nic", "dpdk", NIC),
+            ("br0", "internal", ("any", "false")),
+            ("int0", "internal", ("n_rxq", "1")),
+        ] {
+            assert_eq!(unfit(name, kind, &[option]), None);
+            assert_eq!(unfit(name, kind, &[option, ("busy-poll", "false")]), None);
+            for asked in ["true", "yes"] {
+                let error = unfit(name, kind, &[option, ("busy-poll", asked)]).unwrap();
+                assert!(error.contains("other_config:pmd-sleep-max=0"), "{error}");
+            }
         }
+    }
+
+    #[test]
+    fn each_kind_of_port_takes_its_own_options() {
+        let device = ["n_rxq", "n_txq", "n_rxq_desc", "n_txq_desc"].map(|option| (option, "64"));
+        let flow = ["rx-flow-ctrl", "tx-flow-ctrl", "flow-ctrl-autoneg"].map(|option| (option, "true"));
+        let device = [&device[..], &flow].concat();
+        assert_eq!(unfit("nic", "dpdk", &[&[NIC], &device[..]].concat()), None);
+        assert_eq!(unfit("ovs_dpdk_16", "dpdk", &device), None);
+        assert_eq!(
+            unfit("vm", "dpdkr", &[("port", "3"), ("busy-poll", "true")]),
+            None
+        );
+        assert_eq!(unfit("ovs_dpdk_1", "dpdk", &[("busy-poll", "true")]), None);
+        for (name, kind) in [("int0", "internal"), ("tap0", "tap"), ("ovs_dpdk_32", "dpdk")] {
+            assert_eq!(unfit(name, kind, &[("n_rxq", "2")]), None);
+        }
+        for (name, kind, option, takes) in [
+            ("dpdkr1", "dpdkr", "dpdk-devargs", "takes port, busy-poll"),
+            ("dpdkr1", "dpdkr", "busy_poll", "takes port, busy-poll"),
+            ("dpdkr1", "dpdkr", "n_rxq", "queues= of QEMU's -netdev"),
+            ("ovs_dpdk_1", "dpdk", "n_txq", "queues= of QEMU's -netdev"),
+            ("ovs_dpdk_1", "dpdk", "port", "takes busy-poll"),
+            (
+                "ovs_dpdk_16",
+                "dpdk",
+                "n_rxqs",
+                "takes dpdk-devargs, n_rxq, n_txq,",
+            ),
+            ("int0", "internal", "n_txq", "takes n_rxq"),
+            ("br0", "internal", "n_rxq", "takes no options"),
+        ] {
+            let named = unfit(name, kind, &[(option, "2")]).unwrap();
+            assert!(
+                named.starts_with(&format!("options:{option} has no effect on ")),
+                "{named}"
+            );
+            assert!(named.contains(takes), "{named}");
+        }
+        let both = unfit("dpdkr1", "dpdkr", &[("a", "1"), ("b", "1")]).unwrap();
+        assert!(
+            both.contains("options:a has") && both.contains("; options:b has"),
+            "{both}"
+        );
     }
 
     #[test]

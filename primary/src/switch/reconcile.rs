@@ -181,7 +181,11 @@ impl Switch {
             .map_or(Ok(false), |kind| kind.busy_poll(wanted.interface));
         let sleeps = busy_poll.as_ref().err().cloned();
         let busy_poll = busy_poll.unwrap_or_default();
-        let complaints = [unlimited, unpinned, sleeps].into_iter().flatten();
+        let unfit = kind
+            .as_ref()
+            .ok()
+            .and_then(|kind| kind.unfit_options(wanted.interface));
+        let complaints = [unlimited, unpinned, sleeps, unfit].into_iter().flatten();
         let complaint = complaints.reduce(|one, other| format!("{one}; {other}"));
         let limiter = Limiter::new(limits, self.parts.clock).map(Arc::new);
         let asked = wanted
