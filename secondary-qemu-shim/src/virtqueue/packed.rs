@@ -4,13 +4,14 @@
 //! 64-bit word: whoever sees the flags sees the rest. A batch is marked used from its second chain on, and the first one
 //! last, with one release: the driver sees all of it or nothing, as a frame in several buffers demands (§2.8.9).
 
+mod position;
+
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use arrayvec::ArrayVec;
 use virtio_bindings::virtio_ring::{
-    VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC,
-    VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
+    VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 use vswitch_common::fault::{self, Point};
 
@@ -20,9 +21,7 @@ use super::{
 };
 use crate::guest_memory::{DirtyLog, GuestMemory, RingArea};
 
-/// Flags whose values tell whose a descriptor is, together with the wrap counter (§2.8.1).
-const AVAIL: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
-const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+pub(super) use position::Position;
 
 /// Bytes of an event suppression structure, and where its flags are (§2.8.14).
 const EVENT: usize = 4;
@@ -33,50 +32,6 @@ const DISABLE: u16 = VRING_PACKED_EVENT_FLAG_DISABLE as u16;
 const DESC: u16 = VRING_PACKED_EVENT_FLAG_DESC as u16;
 /// The bits of these values.
 const EVENT_MASK: u16 = 3;
-
-/// A place in the ring: a slot, and the wrap counter there. As 16 bits, the counter is the highest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Position(u16);
-
-impl Position {
-    #[inline]
-    pub fn new(slot: u16, wrap: bool) -> Position {
-        Position((slot & 0x7fff) | u16::from(wrap) << 15)
-    }
-
-    #[inline]
-    pub fn slot(self) -> u16 {
-        self.0 & 0x7fff
-    }
-
-    #[inline]
-    pub fn wrap(self) -> bool {
-        self.0 >> 15 != 0
-    }
-
-    /// `slots` further on in a ring of `size`.
-    #[inline]
-    fn forward(self, slots: u16, size: u16) -> Position {
-        let slot = u32::from(self.slot()) + u32::from(slots);
-        if slot < u32::from(size) {
-            Position::new(slot as u16, self.wrap())
-        } else {
-            Position::new((slot - u32::from(size)) as u16, !self.wrap())
-        }
-    }
-
-    /// Are these the flags of a descriptor that the driver has made available here?
-    #[inline]
-    fn is_available(self, flags: u16) -> bool {
-        flags & (AVAIL | USED) == if self.wrap() { AVAIL } else { USED }
-    }
-
-    /// The flags of a descriptor that is used here.
-    #[inline]
-    fn used(self) -> u16 {
-        if self.wrap() { AVAIL | USED } else { 0 }
-    }
-}
 
 /// The first descriptor of a chain.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +87,7 @@ impl PackedQueue {
         size: u16,
         base: u32,
     ) -> Option<PackedQueue> {
-        let next = Position(base as u16);
+        let next = Position::from_bits(base as u16);
         if size > MAX_SIZE || next.slot() >= size {
             return None;
         }
@@ -284,17 +239,6 @@ impl PackedQueue {
         let flags = at.used() | if written > 0 { WRITE } else { 0 };
         let word = u64::from(written) | u64::from(id) << 32 | u64::from(flags) << 48;
         self.ring.store64(second_half(at), word, order);
-    }
-
-    /// Slots from `from` to `to`, at most a whole round: the same slot, the other wrap counter.
-    #[inline]
-    fn distance(&self, from: Position, to: Position) -> u16 {
-        let (from_slot, to_slot) = (from.slot(), to.slot());
-        if from.wrap() == to.wrap() {
-            to_slot - from_slot
-        } else {
-            self.size - from_slot + to_slot
-        }
     }
 
     /// Logs that `slots` from `at` on were written.
@@ -457,7 +401,7 @@ impl Virtqueue for PackedQueue {
         // Release: whoever sees the first one sees the others, and the bytes they tell of.
         self.mark(first.at, id, written[0], Ordering::Release);
         fault::point(Point::UsedPublished);
-        let slots = self.distance(self.next, end);
+        let slots = end.since(self.next, self.size) as u16;
         self.log_slots(self.next, slots);
         self.unsignalled = self.unsignalled.map(|known| known.saturating_add(slots.into()));
         self.next = end;
@@ -480,17 +424,12 @@ impl Virtqueue for PackedQueue {
         if wish != DESC || !self.negotiated.event_idx {
             return wish != DISABLE;
         }
-        let wanted = Position(self.driver.load(0, Ordering::Relaxed));
+        let wanted = Position::from_bits(self.driver.load(0, Ordering::Relaxed));
         let Some(unsignalled) = unsignalled else {
             return true;
         };
         // "Was the wanted one among those just used?" A wanted one of the other round is a ring's length back.
-        let back = i32::from(self.next.slot()) - i32::from(wanted.slot());
-        let back = if wanted.wrap() == self.next.wrap() {
-            back
-        } else {
-            back + i32::from(self.size)
-        };
+        let back = self.next.since(wanted, self.size);
         back > 0 && i64::from(back) <= i64::from(unsignalled)
     }
 
@@ -501,7 +440,7 @@ impl Virtqueue for PackedQueue {
 
     fn enable_kicks(&mut self) -> bool {
         if self.negotiated.event_idx {
-            self.device.store(0, self.seen.0, Ordering::Relaxed);
+            self.device.store(0, self.seen.bits(), Ordering::Relaxed);
             // Release: the driver reads the flags first.
             self.device.store(EVENT_FLAGS, DESC, Ordering::Release);
         } else {
@@ -515,7 +454,7 @@ impl Virtqueue for PackedQueue {
     }
 
     fn base(&self) -> u32 {
-        u32::from(self.next.0) | u32::from(self.next.0) << 16
+        u32::from(self.next.bits()) | u32::from(self.next.bits()) << 16
     }
 
     fn size(&self) -> u16 {
