@@ -19,12 +19,12 @@ pub enum SupervisorError {
          (Debian: apt install openvswitch-switch)", .0.display()
     )]
     NoSchema(PathBuf),
-    #[error("cannot use directory {}: {source}", path.display())]
-    Directory { path: PathBuf, source: io::Error },
+    #[error("cannot use directory {}: {cause}", path.display())]
+    Directory { path: PathBuf, cause: io::Error },
     #[error("socket path {} is too long ({MAX_SOCKET_PATH} bytes at most); use a shorter --rundir", .0.display())]
     PathTooLong(PathBuf),
-    #[error("cannot run {program}: {source}")]
-    Run { program: PathBuf, source: io::Error },
+    #[error("cannot run {program}: {cause}")]
+    Run { program: PathBuf, cause: io::Error },
     #[error("cannot create database {}: {details}", path.display())]
     Create { path: PathBuf, details: String },
     #[error(

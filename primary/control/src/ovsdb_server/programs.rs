@@ -40,9 +40,9 @@ pub(super) fn run(program: &Path, args: &[&std::ffi::OsStr]) -> Result<Output, S
     let mut command = Command::new(program);
     command.args(args).stdin(Stdio::null());
     child_setup(&mut command);
-    command.output().map_err(|source| SupervisorError::Run {
+    command.output().map_err(|cause| SupervisorError::Run {
         program: program.to_owned(),
-        source,
+        cause,
     })
 }
 

@@ -165,9 +165,9 @@ impl Worker {
         let schema = options.schema.clone().map_or_else(find_schema, Ok)?;
         for path in [&options.state_dir, &options.run_dir] {
             let made = DirBuilder::new().recursive(true).mode(0o750).create(path);
-            made.map_err(|source| SupervisorError::Directory {
+            made.map_err(|cause| SupervisorError::Directory {
                 path: path.clone(),
-                source,
+                cause,
             })?;
         }
         let database = Database {
@@ -311,9 +311,9 @@ impl Worker {
             .stderr(Stdio::piped());
         child_setup(&mut command);
         let spawned = command.spawn();
-        let mut child = spawned.map_err(|source| SupervisorError::Run {
+        let mut child = spawned.map_err(|cause| SupervisorError::Run {
             program: self.program.clone(),
-            source,
+            cause,
         })?;
         let said = Arc::new(Mutex::new(VecDeque::new()));
         let reader = child.stderr.take().and_then(|stderr| {

@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 pub enum PidfileError {
     #[error("already running as process {pid} (it holds {})", path.display())]
     Held { path: PathBuf, pid: i32 },
-    #[error("cannot write pid file {}: {source}", path.display())]
-    Io { path: PathBuf, source: io::Error },
+    #[error("cannot write pid file {}: {cause}", path.display())]
+    Io { path: PathBuf, cause: io::Error },
 }
 
 /// A locked pid file; removed when dropped.
@@ -30,9 +30,9 @@ pub struct Pidfile {
 impl Pidfile {
     /// Locks the file and writes our pid into it, unless another live process holds it.
     pub fn create(path: &Path) -> Result<Self, PidfileError> {
-        let failed = |source: io::Error| PidfileError::Io {
+        let failed = |cause: io::Error| PidfileError::Io {
             path: path.to_owned(),
-            source,
+            cause,
         };
         // The holder may remove the file between our open and our lock: then the name leads elsewhere, so try again.
         for _ in 0..16 {
@@ -140,6 +140,15 @@ mod tests {
         );
         drop(pidfile);
         assert!(!path.exists());
+    }
+
+    /// Who prints an error prints its sources behind it, and the cause is in its text already.
+    #[test]
+    fn the_cause_is_said_once() {
+        use std::error::Error as _;
+        let error = Pidfile::create(Path::new("/none/x.pid")).unwrap_err();
+        assert!(error.to_string().contains("/none/x.pid: No such file"), "{error}");
+        assert!(error.source().is_none());
     }
 
     #[test]

@@ -25,8 +25,8 @@ const ACCEPT_PAUSE_MS: u8 = 100;
 /// Why the control socket could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {}: {source}", path.display())]
-    Listen { path: PathBuf, source: io::Error },
+    #[error("cannot listen on {}: {cause}", path.display())]
+    Listen { path: PathBuf, cause: io::Error },
     #[error("cannot start the control thread: {0}")]
     Thread(io::Error),
 }
@@ -52,9 +52,9 @@ impl Server {
 
     /// Serves a socket at any path (`ovs-appctl -t PATH`).
     pub fn start_at(path: &Path, registry: Registry) -> Result<Self, StartError> {
-        let listener = listen_at(path).map_err(|source| StartError::Listen {
+        let listener = listen_at(path).map_err(|cause| StartError::Listen {
             path: path.to_owned(),
-            source,
+            cause,
         })?;
         let wake = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
             .map_err(|e| StartError::Thread(e.into()))?;

@@ -124,9 +124,9 @@ fn open(path: &Path) -> Result<File, VlogError> {
         .append(true)
         .mode(0o640)
         .open(path);
-    file.map_err(|source| VlogError::File {
+    file.map_err(|cause| VlogError::File {
         path: path.display().to_string(),
-        source,
+        cause,
     })
 }
 

@@ -39,8 +39,8 @@ pub enum VlogError {
     UnknownWord(String),
     #[error("setting the {0} of log lines is not supported")]
     NotSupported(&'static str),
-    #[error("cannot open log file {path}: {source}")]
-    File { path: String, source: std::io::Error },
+    #[error("cannot open log file {path}: {cause}")]
+    File { path: String, cause: std::io::Error },
 }
 
 /// What a spec asks for. `None`: every one of its kind.
