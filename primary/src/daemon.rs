@@ -233,6 +233,8 @@ fn first_configuration(
         while let Ok(event) = events.try_recv() {
             match event {
                 Event::Database(DbEvent::Config(config)) => return Ok(Some(config)),
+                // The client says that it can't connect; there is no traffic yet to say a word of.
+                Event::Database(DbEvent::Disconnected { .. }) => {}
                 Event::Database(event) => log_database(&event),
                 Event::Command { .. } | Event::Exit(_) | Event::Device => {}
             }
@@ -253,13 +255,18 @@ fn start_datapath(
         lcore_mask: setting("dpdk-lcore-mask"),
         physical_addresses: Pci::default().has_uio_nics(),
     };
-    let eal_config = eal_config_with_patience(&wishes, rundir)?;
+    let name_settings = |e: anyhow::Error| match wishes.from_database() {
+        Some(settings) => anyhow!("{e:#} ({settings})"),
+        None => e,
+    };
+    let eal_config = eal_config_with_patience(&wishes, rundir).map_err(name_settings)?;
     if let Some(cpus) = &eal_config.cpus {
         cpus::pin(0, cpus).context("CPUs of -c or -l")?;
     }
     log::debug!("EAL arguments: {}", eal_config.arguments.join(" "));
     netdev::take_realtime_signals();
-    let eal = Eal::init("dpdk-vswitchd", &eal_config.arguments)?;
+    let eal = Eal::init("dpdk-vswitchd", &eal_config.arguments)
+        .map_err(|e| name_settings(anyhow::Error::new(e)))?;
     let ledger = Arc::new(Ledger::new(pools(&eal_config.memory_by_node)?));
     log::info!(
         "{}: {} MiB of hugepages, {} mbufs",

@@ -25,6 +25,25 @@ pub struct Wishes {
     pub physical_addresses: bool,
 }
 
+impl Wishes {
+    /// For an error: what the database asks for, which `ovs-vsctl` can't change where its server ends with the switch.
+    pub fn from_database(&self) -> Option<String> {
+        let keys = [
+            ("dpdk-extra", &self.extra),
+            ("dpdk-socket-mem", &self.socket_mem),
+            ("dpdk-lcore-mask", &self.lcore_mask),
+        ];
+        let set = keys
+            .iter()
+            .filter_map(|(key, value)| Some(format!("{key}={}", value.as_ref()?)));
+        let set = set.reduce(|one, other| format!("{one}, {other}"))?;
+        Some(format!(
+            "other_config in the database has {set}; how to change that without the switch: docs/guide.md, \"Settings that \
+             keep it from starting\""
+        ))
+    }
+}
+
 /// EAL's arguments, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EalConfig {
@@ -280,6 +299,21 @@ mod tests {
         assert_eq!(c.memory_by_node, [128]);
         assert!(c.arguments.contains(&"--vdev=net_null0".to_owned()));
         assert_eq!(c.arguments.iter().filter(|a| *a == "-a").count(), 1);
+    }
+
+    #[test]
+    fn what_the_database_asks_for_is_named() {
+        assert_eq!(Wishes::default().from_database(), None);
+        let wishes = Wishes {
+            extra: Some("--in-memory".into()),
+            lcore_mask: Some("0x2".into()),
+            ..Wishes::default()
+        };
+        let text = wishes.from_database().unwrap();
+        assert!(
+            text.contains("dpdk-extra=--in-memory, dpdk-lcore-mask=0x2;"),
+            "{text}"
+        );
     }
 
     #[test]
