@@ -223,6 +223,44 @@ fn options_that_do_not_fit_the_port_are_named() {
     switch.wait_for_count("null", Counter::TxPackets, 1);
 }
 
+/// What is wrong in the rows of a bridge, a port and the switch itself: said once, and what works goes on.
+#[test]
+fn values_without_effect_are_named_once() {
+    let switch = Switch::with_ports(&[1]);
+    switch
+        .vsctl("set Bridge br0 other_config:mac-aging-time=5 other_config:datapath-id=xyz fail_mode=secure");
+    switch.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x0 other_config:pmd-sleep-max=long");
+    switch.vsctl("set Port dpdkr1 tag=5 trunks=6,7");
+    switch.vsctl("set Interface dpdkr1 mtu_request=20000");
+    let error = switch.get("Interface", "dpdkr1", "error");
+    assert!(error.contains("trunks of the port have no effect"), "{error}");
+    assert!(
+        error.contains("mtu_request=20000 is not within 68 to 16000"),
+        "{error}"
+    );
+    assert_eq!(switch.vsctl("get Interface dpdkr1 ofport mtu"), "1\n1500\n");
+    switch.vsctl("--no-wait add-br lo -- add-port br0 x -- set Interface x type=gre");
+    // Other changes are no reason to say it again; who does not work is tried again with each.
+    switch.vsctl("add-br br1");
+    switch.vsctl("del-br br1");
+    let log = switch.log();
+    for text in [
+        "bridge br0: other_config:mac-aging-time=5 is not a number from 15 to 3600; 15 is used",
+        "bridge br0: other_config:datapath-id=xyz is not up to 16 hexadecimal digits",
+        "bridge br0: OpenFlow is not supported",
+        "other_config:pmd-cpu-mask: '0x0' names no CPU; the PMD threads stay as they are",
+        "other_config:pmd-sleep-max=long is not a number of microseconds",
+        "; mtu_request=20000",
+        "bridge lo: port lo: the host has an interface 'lo' already",
+        "port x: interface type 'gre' is not supported",
+    ] {
+        assert_eq!(log.matches(text).count(), 1, "{text}: {log}");
+    }
+    switch.vsctl("clear Port dpdkr1 trunks -- clear Interface dpdkr1 mtu_request");
+    assert_eq!(switch.vsctl("get Interface dpdkr1 error"), "[]\n");
+    Bare::attached(&switch, 1);
+}
+
 #[test]
 fn port_numbers_are_given_as_asked() {
     let switch = Switch::with_ports(&[]);

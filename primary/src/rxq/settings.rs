@@ -103,6 +103,20 @@ pub fn of_switch(other_config: &BTreeMap<String, String>) -> (Policy, AutoBalanc
     (Policy { algorithm, isolate }, balance, complaints)
 }
 
+/// The longest sleep of an idle PMD thread (`pmd-sleep-max`), where `other_config` of `Open_vSwitch` gives one.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn max_sleep(other_config: &BTreeMap<String, String>) -> Result<Option<Duration>, String> {
+    let Some(text) = other_config.get("pmd-sleep-max") else {
+        return Ok(None);
+    };
+    let us = text.parse().map_err(|_| {
+        format!("Open_vSwitch other_config:pmd-sleep-max={text} is not a number of microseconds; the default is used")
+    })?;
+    Ok(Some(Duration::from_micros(us)))
+}
+
 /// The CPU that each receive queue is pinned to, from `pmd-rxq-affinity` of an `Interface`: `QUEUE:CPU,QUEUE:CPU,...`.
 ///
 /// # Errors
@@ -186,6 +200,21 @@ mod tests {
             };
             assert!(
                 complaint.contains(&format!("other_config:{key}={value}")),
+                "{complaint}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_longest_sleep_is_a_number() {
+        let of = |us| max_sleep(&map(&[("pmd-sleep-max", us)]));
+        assert_eq!(max_sleep(&map(&[])), Ok(None));
+        assert_eq!(of("0"), Ok(Some(Duration::ZERO)));
+        assert_eq!(of("250"), Ok(Some(Duration::from_micros(250))));
+        for bad in ["", "-1", "long", "1.5"] {
+            let complaint = of(bad).unwrap_err();
+            assert!(
+                complaint.contains(&format!("pmd-sleep-max={bad} is not")),
                 "{complaint}"
             );
         }

@@ -3,6 +3,7 @@
 //!
 //! | module | what is in it |
 //! |---|---|
+//! | [`bridges`] | what a Bridge row asks for |
 //! | [`kind`] | what an Interface row asks for |
 //! | [`kernel`] | interfaces in the host kernel |
 //! | [`limits`] | what an Interface row limits its traffic to |
@@ -16,6 +17,7 @@
 //! | [`commands`], [`pmd_commands`] | ovs-appctl |
 
 pub mod attachments;
+pub mod bridges;
 pub mod clients;
 pub mod commands;
 pub mod devices;
@@ -74,6 +76,8 @@ pub struct BridgeState {
     pub datapath_id: String,
     pub forward_reserved: bool,
     pub table: Arc<MacTable>,
+    /// What is wrong with its row, though it works.
+    pub complaints: Vec<String>,
 }
 
 /// A configured interface, working or not.
@@ -118,6 +122,14 @@ pub enum Backend {
     Failed(String),
 }
 
+/// Logs complaints of `who` that are new, and keeps them all in `old`.
+fn complain(who: &str, old: &mut Vec<String>, new: Vec<String>) {
+    for text in new.iter().filter(|text| !old.contains(text)) {
+        log::warn!("{who}{text}");
+    }
+    *old = new;
+}
+
 impl PortState {
     fn index(&self) -> Option<PortIndex> {
         match self.backend {
@@ -126,6 +138,15 @@ impl PortState {
             }
             Backend::Local(_) | Backend::Failed(_) => None,
         }
+    }
+
+    /// Why it does not work, and what is wrong with its row.
+    fn faults(&self) -> Vec<String> {
+        let reason = match &self.backend {
+            Backend::Local(reason) | Backend::Failed(reason) => Some(reason),
+            _ => None,
+        };
+        reason.into_iter().chain(&self.complaint).cloned().collect()
     }
 }
 
@@ -156,6 +177,8 @@ pub struct Switch {
     clients: Clients,
     queues: Queues,
     max_sleep: Option<Duration>,
+    /// What is wrong with what the database says of PMD threads.
+    complaints: Vec<String>,
     overload: Overload,
     /// Devices that EAL attached at its start, by DPDK's port id.
     first_devices: Vec<(u16, String)>,
@@ -174,6 +197,7 @@ impl Switch {
             clients: Clients::default(),
             queues: Queues::default(),
             max_sleep: None,
+            complaints: Vec::new(),
             overload: Overload::default(),
             first_devices: ethdev::attached_devices(),
             notices: Vec::new(),

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use vswitch_control::config::SwitchConfig;
 
-use super::{Backend, PortState, Switch};
+use super::{Backend, PortState, Switch, complain};
 use crate::cpus;
 use crate::datapath::snapshot::{Assigned, RxQueue, Snapshot};
 use crate::rxq::assign::{Assignment, Demand, Place, assign};
@@ -84,20 +84,12 @@ impl Queues {
     }
 }
 
-/// Logs those of `new` that `old` does not have, and keeps them there.
-fn complain(old: &mut Vec<String>, new: Vec<String>) {
-    for text in new.iter().filter(|text| !old.contains(text)) {
-        log::warn!("{text}");
-    }
-    *old = new;
-}
-
 impl Switch {
     /// Takes the settings that are for all queues.
     pub(super) fn configure_queues(&mut self, config: &SwitchConfig) {
         let (policy, balance, complaints) = settings::of_switch(&config.other_config);
         let queues = &mut self.queues;
-        complain(&mut queues.complaints[0], complaints);
+        complain("", &mut queues.complaints[0], complaints);
         if balance != queues.balance {
             queues.next_look = Instant::now() + balance.interval;
         }
@@ -220,6 +212,6 @@ impl Switch {
             )
         });
         let complaints = misplaced.chain(unpolled).collect();
-        complain(&mut self.queues.complaints[1], complaints);
+        complain("", &mut self.queues.complaints[1], complaints);
     }
 }

@@ -3,21 +3,21 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::Reason;
+use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchConfig, VlanMode};
-use vswitch_control::{MacAddr, Uuid};
 
+use super::bridges::{Settings, own_mac};
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::limits;
-use super::{Backend, BridgeState, DEFAULT_MTU, MAX_KERNEL_MTU, MAX_MTU, PortState, Switch};
+use super::{Backend, BridgeState, DEFAULT_MTU, MAX_KERNEL_MTU, MAX_MTU, PortState, Switch, complain};
 use crate::attach::{Notice, Refused};
 use crate::datapath::limit::Limiter;
-use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, GREATEST_SIZE, LEAST_SIZE, MacTable};
+use crate::datapath::mac_table::MacTable;
 use crate::datapath::port::PortIndex;
 use crate::datapath::vlan::VlanPolicy;
 use crate::rxq::settings;
@@ -43,12 +43,13 @@ impl Switch {
                 )
             })
             .collect();
-        self.remove_unwanted(&wanted);
+        let mut told = self.remove_unwanted(&wanted);
         // Those that ask for a number first, so that no other port is given it.
         let mut order: Vec<&Wanted<'_>> = wanted.values().collect();
         order.sort_by_key(|w| !w.asks_for_a_number());
         for wanted in order {
-            self.configure_port(wanted);
+            let told = told.remove(&wanted.interface.name).unwrap_or_default();
+            self.configure_port(wanted, told);
         }
         self.publish();
         fault::point(Point::Configured);
@@ -56,8 +57,11 @@ impl Switch {
     }
 
     fn configure_threads(&mut self, config: &SwitchConfig) {
-        let sleep = config.other_config.get("pmd-sleep-max");
-        self.max_sleep = sleep.and_then(|us| us.parse().ok()).map(Duration::from_micros);
+        let mut complaints = Vec::new();
+        self.max_sleep = settings::max_sleep(&config.other_config).unwrap_or_else(|text| {
+            complaints.push(text);
+            None
+        });
         let mask = config
             .other_config
             .get("pmd-cpu-mask")
@@ -65,8 +69,11 @@ impl Switch {
             .filter(|m| !m.is_empty());
         match mask.map(crate::cpus::parse_mask).transpose() {
             Ok(cpus) => self.parts.pmds.configure(cpus.as_deref()),
-            Err(e) => log::error!("other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"),
+            Err(e) => complaints.push(format!(
+                "Open_vSwitch other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"
+            )),
         }
+        complain("", &mut self.complaints, complaints);
         self.configure_queues(config);
     }
 
@@ -74,50 +81,42 @@ impl Switch {
         let names: BTreeSet<&str> = config.bridges.iter().map(|b| b.name.as_str()).collect();
         self.bridges.retain(|name, _| names.contains(name.as_str()));
         for bridge in &config.bridges {
-            let number = |key: &str, default: u32| {
-                bridge
-                    .other_config
-                    .get(key)
-                    .and_then(|v| v.parse().ok())
-                    .unwrap_or(default)
-            };
-            let aging = number("mac-aging-time", DEFAULT_AGING).clamp(15, 3600);
-            let size = number("mac-table-size", DEFAULT_SIZE as u32) as usize;
-            let size = size.clamp(LEAST_SIZE, GREATEST_SIZE);
-            let mac = bridge_mac(bridge);
-            let id = bridge
-                .other_config
-                .get("datapath-id")
-                .cloned()
-                .unwrap_or_else(|| datapath_id(mac));
-            let forward_reserved = bridge
-                .other_config
-                .get("forward-bpdu")
-                .is_some_and(|v| v == "true");
+            let (settings, complaints) = Settings::of(bridge);
+            let Settings {
+                aging, table_size, ..
+            } = settings;
             let state = self
                 .bridges
                 .entry(bridge.name.clone())
                 .or_insert_with(|| BridgeState {
                     uuid: bridge.uuid,
                     name: bridge.name.clone(),
-                    mac,
+                    mac: settings.mac,
                     datapath_id: String::new(),
-                    forward_reserved,
-                    table: Arc::new(MacTable::new(size, aging)),
+                    forward_reserved: settings.forward_reserved,
+                    table: Arc::new(MacTable::new(table_size, aging)),
+                    complaints: Vec::new(),
                 });
-            if state.table.capacity() != size {
-                state.table = Arc::new(MacTable::new(size, aging));
+            if state.table.capacity() != table_size {
+                state.table = Arc::new(MacTable::new(table_size, aging));
             }
             state.table.set_aging(aging);
             state.uuid = bridge.uuid;
-            state.mac = mac;
-            state.datapath_id = id;
-            state.forward_reserved = forward_reserved;
+            state.mac = settings.mac;
+            state.datapath_id = settings.datapath_id;
+            state.forward_reserved = settings.forward_reserved;
+            complain(
+                &format!("bridge {}: ", bridge.name),
+                &mut state.complaints,
+                complaints,
+            );
         }
     }
 
-    /// Takes ports away that are no longer wanted, or wanted as something else.
-    fn remove_unwanted(&mut self, wanted: &BTreeMap<&str, Wanted<'_>>) {
+    /// Takes ports away that are no longer wanted, or wanted as something else. Returns what the log has been told of
+    /// those that did not work and are tried again, by name.
+    fn remove_unwanted(&mut self, wanted: &BTreeMap<&str, Wanted<'_>>) -> BTreeMap<String, Vec<String>> {
+        let mut told = BTreeMap::new();
         let gone: Vec<String> = self
             .ports
             .iter()
@@ -133,13 +132,16 @@ impl Switch {
             .map(|(name, _)| name.clone())
             .collect();
         if gone.is_empty() {
-            return;
+            return told;
         }
         let removed: Vec<PortState> = gone.iter().filter_map(|name| self.ports.remove(name)).collect();
         // No thread knows them any more when this returns.
         self.publish();
         for state in removed {
-            let Some(index) = state.index() else { continue };
+            let Some(index) = state.index() else {
+                told.insert(state.name.clone(), state.faults());
+                continue;
+            };
             self.forget_port(index);
             self.overload.forget(index);
             if let Backend::Client { port, .. } = state.backend {
@@ -155,6 +157,7 @@ impl Switch {
             }
             log::info!("bridge {}: removed port {}", state.bridge, state.name);
         }
+        told
     }
 
     pub(super) fn forget_port(&self, index: PortIndex) {
@@ -169,8 +172,12 @@ impl Switch {
         }
     }
 
-    fn configure_port(&mut self, wanted: &Wanted<'_>) {
-        let (vlan, mtu, mac) = (wanted.vlan(), wanted.mtu(), wanted.mac());
+    /// Brings a port into force. What is wrong with a new one is logged, but for what is in `told`.
+    fn configure_port(&mut self, wanted: &Wanted<'_>, mut told: Vec<String>) {
+        let (vlan, mac) = (wanted.vlan(), wanted.mac());
+        let mtu = wanted.mtu();
+        let unfit_mtu = mtu.as_ref().err().cloned();
+        let mtu = mtu.unwrap_or(DEFAULT_MTU);
         let (limits, unlimited) = limits::of(wanted.interface);
         let affinity = settings::affinity(&wanted.interface.other_config);
         let unpinned = affinity.as_ref().err().cloned();
@@ -185,8 +192,18 @@ impl Switch {
             .as_ref()
             .ok()
             .and_then(|kind| kind.unfit_options(wanted.interface));
-        let complaints = [unlimited, unpinned, sleeps, unfit].into_iter().flatten();
-        let complaint = complaints.reduce(|one, other| format!("{one}; {other}"));
+        let complaints = [
+            wanted.idle_trunks(),
+            unfit_mtu,
+            unlimited,
+            unpinned,
+            sleeps,
+            unfit,
+        ];
+        let complaint = complaints
+            .into_iter()
+            .flatten()
+            .reduce(|one, other| format!("{one}; {other}"));
         let limiter = Limiter::new(limits, self.parts.clock).map(Arc::new);
         let asked = wanted
             .interface
@@ -261,17 +278,11 @@ impl Switch {
         };
         let ofport = self.choose_ofport(wanted, &kind, &backend);
         let name = wanted.interface.name.clone();
-        match &backend {
-            Backend::Failed(e) | Backend::Local(e) => {
-                log::warn!("bridge {}: port {name}: {e}", wanted.bridge.name)
-            }
-            _ => log::info!(
+        if !matches!(backend, Backend::Failed(_) | Backend::Local(_)) {
+            log::info!(
                 "bridge {}: added port {name} as number {ofport}",
                 wanted.bridge.name
-            ),
-        }
-        if let Some(text) = &complaint {
-            log::warn!("bridge {}: port {name}: {text}", wanted.bridge.name);
+            );
         }
         let mtu = match &backend {
             Backend::Ethdev { io, .. } => io.device.mtu(),
@@ -291,6 +302,8 @@ impl Switch {
             kind,
             backend,
         };
+        let who = format!("bridge {}: port {name}: ", state.bridge);
+        complain(&who, &mut told, state.faults());
         if let Some(index) = state.index() {
             self.parts.segment.clear_port(usize::from(index));
         }
@@ -387,7 +400,7 @@ impl Wanted<'_> {
     /// for, else one of its own.
     fn mac(&self) -> MacAddr {
         if self.interface.name == self.bridge.name {
-            return bridge_mac(self.bridge);
+            return Settings::of(self.bridge).0.mac;
         }
         self.interface.mac.unwrap_or_else(|| own_mac(self.interface.uuid))
     }
@@ -396,24 +409,34 @@ impl Wanted<'_> {
         self.interface.ofport_request.is_some() || Kind::preferred_ofport(&self.interface.name).is_some()
     }
 
-    fn mtu(&self) -> u16 {
+    /// Bytes of payload, or why what is asked for can't be.
+    fn mtu(&self) -> Result<u16, String> {
         let Some(asked) = self.interface.mtu_request else {
-            return DEFAULT_MTU;
+            return Ok(DEFAULT_MTU);
         };
         let greatest = match self.kind() {
             Ok(Kind::Local | Kind::Kernel { .. }) => MAX_KERNEL_MTU,
             _ => MAX_MTU,
         };
-        match u16::try_from(asked) {
-            Ok(mtu) if (68..=greatest).contains(&mtu) => mtu,
-            _ => {
-                log::warn!(
-                    "{}: mtu_request {asked} is not within 68 to {greatest}",
-                    self.interface.name
-                );
-                DEFAULT_MTU
-            }
-        }
+        let possible = u16::try_from(asked)
+            .ok()
+            .filter(|mtu| (68..=greatest).contains(mtu));
+        possible.ok_or_else(|| {
+            format!("mtu_request={asked} is not within 68 to {greatest}; the port's MTU is {DEFAULT_MTU}")
+        })
+    }
+
+    /// Names trunks that an access port has, and carries not.
+    fn idle_trunks(&self) -> Option<String> {
+        let access = match self.port.vlan_mode {
+            Some(mode) => mode == VlanMode::Access,
+            None => self.port.tag.is_some(),
+        };
+        (access && !self.port.trunks.is_empty()).then(|| {
+            "trunks of the port have no effect: it is an access port by its tag or vlan_mode; for one that carries VLANs \
+             set vlan_mode=trunk, native-tagged or native-untagged"
+                .to_owned()
+        })
     }
 
     fn vlan(&self) -> VlanPolicy {
@@ -428,24 +451,4 @@ impl Wanted<'_> {
             Some(VlanMode::Dot1qTunnel) | None => VlanPolicy::trunk(trunks),
         }
     }
-}
-
-/// The bridge's own address: other_config:hwaddr, else one of its own.
-fn bridge_mac(bridge: &BridgeConfig) -> MacAddr {
-    let asked = bridge
-        .other_config
-        .get("hwaddr")
-        .and_then(|text| text.parse().ok());
-    asked.unwrap_or_else(|| own_mac(bridge.uuid))
-}
-
-/// A locally administered address made of a row's id: the same for as long as the row is there.
-fn own_mac(row: Uuid) -> MacAddr {
-    let [.., a, b, c, d, e] = row.0.to_be_bytes();
-    MacAddr([0x02, a, b, c, d, e])
-}
-
-fn datapath_id(mac: MacAddr) -> String {
-    let MacAddr([a, b, c, d, e, f]) = mac;
-    format!("0000{a:02x}{b:02x}{c:02x}{d:02x}{e:02x}{f:02x}")
 }

@@ -58,8 +58,8 @@ impl Switch {
         };
         match &port.backend {
             Backend::Failed(reason) => return InterfaceStatus::failed(reason.clone()),
-            Backend::Local(reason) => {
-                status.error = Some(reason.clone());
+            Backend::Local(_) => {
+                status.error = Some(port.faults().join("; "));
                 status.link_state = state(false);
                 status.mac_in_use = self.bridges.get(&port.bridge).map(|b| b.mac);
             }
