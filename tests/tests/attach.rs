@@ -44,6 +44,37 @@ fn two_clients_reach_each_other() {
     assert!(switch.port("dpdkr1").info.link && switch.count("dpdkr1", Counter::Attached) == 1);
 }
 
+/// EAL starts once in a process, which may have more than one port for all that: of one switch.
+#[test]
+fn a_process_is_the_client_of_two_ports() {
+    let [switch, other] = [Switch::with_ports(&[1, 2]), Switch::with_ports(&[1])];
+    let mut client = Bare::start(&switch, "both");
+    client.attach(1, 1).unwrap();
+    client.attach(2, 1).unwrap();
+
+    let (there, back) = (
+        Frame::marked(mac(2), mac(1), 1, 60),
+        Frame::marked(mac(1), mac(2), 2, 1514),
+    );
+    for (queue, frame) in [there, back].into_iter().enumerate() {
+        client.send_by(queue, std::slice::from_ref(&frame));
+        client.expect(&[frame]);
+    }
+    switch.assert_frames_accounted();
+
+    let elsewhere = format!("attach {} 1 1 both", other.attach_socket().display());
+    let why = client.ask(&elsewhere).unwrap_err();
+    assert_eq!(
+        why,
+        "this process is a client of another switch, or of one that is gone"
+    );
+
+    // It holds nothing there, and goes on here.
+    let _successor = Bare::attached(&other, 1);
+    client.ok("detach");
+    let _successors = [1, 2].map(|port| Bare::attached(&switch, port));
+}
+
 /// The names of the historic switch are found by any DPDK process, with the number of each queue pair behind the first.
 #[test]
 fn the_historic_ring_names_are_visible() {

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 
 use arrayvec::ArrayVec;
 use nix::errno::Errno;
-use nix::sys::socket::{self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{
+    self, AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, getsockopt, send,
+};
 use zerocopy::IntoBytes;
 
 use super::doorbell::{Bell, Ringer};
@@ -30,6 +34,8 @@ pub enum AttachError {
     Refused { reason: u32, text: String },
     #[error("the switch went away during the attach")]
     Gone,
+    #[error("this process is a client of another switch, or of one that is gone")]
+    OtherSwitch,
     #[error("the switch's answer makes no sense: {0}")]
     Answer(String),
     #[error(transparent)]
@@ -140,6 +146,28 @@ impl Turn {
         args.push("--proc-type=secondary".into());
         args.push(format!("--file-prefix={}", self.file_prefix()));
         Eal::init(program, &args)?;
+        let (socket, attached, fds) = self.ready()?;
+        // SAFETY: EAL is up as a secondary of the switch that wrote the addresses.
+        unsafe { Attachment::from_answer(socket, &attached, fds) }
+    }
+
+    /// Takes the rings over in a process that is a client of the same switch already, by `other`: its EAL is up.
+    ///
+    /// # Errors
+    /// It is another switch, or it goes away, or its answer makes no sense.
+    pub fn join(self, other: &Attachment) -> Result<Attachment, AttachError> {
+        let (socket, attached, fds) = self.ready()?;
+        if !same_process(&other.socket, &socket) {
+            // Who hangs up and lives on is killed.
+            let _ = send_detach(&socket);
+            return Err(AttachError::OtherSwitch);
+        }
+        // SAFETY: EAL came up as a secondary of the switch of `other`, which is the one that wrote the addresses.
+        unsafe { Attachment::from_answer(socket, &attached, fds) }
+    }
+
+    /// Reports that EAL is up; what the switch says to that.
+    fn ready(self) -> Result<(OwnedFd, Attached, Vec<OwnedFd>), AttachError> {
         fault::point(Point::EalUp);
         send_message(
             &self.socket,
@@ -150,10 +178,7 @@ impl Turn {
         )?;
         fault::point(Point::ReadySent);
         match receive_expected(&self.socket)? {
-            // SAFETY: EAL is up as a secondary of the switch that wrote the addresses.
-            (Message::Attached(attached), fds) => unsafe {
-                Attachment::from_answer(self.socket, &attached, fds)
-            },
+            (Message::Attached(attached), fds) => Ok((self.socket, attached, fds)),
             (other, _) => Err(unexpected(&other)),
         }
     }
@@ -254,13 +279,7 @@ impl Attachment {
     /// Tells the switch that this client has stopped. Every queue pair's thread must have ended.
     pub fn detach(self) {
         fault::point(Point::Detaching);
-        let _ = send_message(
-            &self.socket,
-            Detach {
-                header: header::<Detach>(),
-            }
-            .as_bytes(),
-        );
+        let _ = send_detach(&self.socket);
         fault::point(Point::DetachSent);
     }
 }
@@ -418,6 +437,15 @@ fn put<const N: usize>(ring: &mut Producer, mbufs: &mut ArrayVec<Mbuf, N>) {
     mbufs.drain(..sent);
 }
 
+/// Is it one process, alive, that is at the other ends of `old` and `new`? While `old` is open nobody else gets its number.
+fn same_process(old: &OwnedFd, new: &OwnedFd) -> bool {
+    let peer = |socket| getsockopt(socket, PeerCredentials).map(|peer| peer.pid());
+    let mut fds = [PollFd::new(old.as_fd(), PollFlags::empty())];
+    let open = poll(&mut fds, PollTimeout::ZERO) == Ok(0);
+    // 0: the kernel does not show it here.
+    open && peer(new).is_ok_and(|pid| pid > 0 && peer(old) == Ok(pid))
+}
+
 fn unexpected(message: &Message) -> AttachError {
     match message {
         Message::Refusal(r) => AttachError::Refused {
@@ -465,10 +493,36 @@ fn send_message(socket: &OwnedFd, bytes: &[u8]) -> Result<(), AttachError> {
     }
 }
 
+fn send_detach(socket: &OwnedFd) -> Result<(), AttachError> {
+    let detach = Detach {
+        header: header::<Detach>(),
+    };
+    send_message(socket, detach.as_bytes())
+}
+
 /// The switch closed its end: it may have said why before that.
 fn pending_refusal(socket: &OwnedFd) -> Result<(), AttachError> {
     match receive(socket) {
         Ok((message @ Message::Refusal(_), _)) => Err(unexpected(&message)),
         _ => Err(AttachError::Gone),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::sys::socket::socketpair;
+
+    /// A switch that was started again is another one.
+    #[test]
+    fn a_closed_socket_is_nobodys() {
+        let pair = || {
+            let flags = SockFlag::SOCK_CLOEXEC;
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, flags).unwrap()
+        };
+        let [(old, old_end), (new, _new_end)] = [pair(), pair()];
+        assert!(same_process(&old, &new));
+        drop(old_end);
+        assert!(!same_process(&old, &new));
     }
 }

@@ -22,7 +22,8 @@ const SUPPLY: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct Client {
     pub port: u16,
-    attachment: Option<Attachment>,
+    attachments: Vec<Attachment>,
+    /// Of all its ports.
     pub queues: Vec<QueuePair>,
     /// Kept by `take` and `hold`.
     kept: Vec<Mbuf>,
@@ -51,19 +52,22 @@ impl Client {
             .map_err(|e| e.to_string())?;
         let granted = start.elapsed().as_micros();
         let prefix = turn.file_prefix();
-        let mut attachment = turn
-            .init_eal("bare-client", &eal_args())
-            .map_err(|e| e.to_string())?;
+        let attached = match self.attachments.first() {
+            None => turn.init_eal("bare-client", &eal_args()),
+            Some(other) => turn.join(other),
+        };
+        let mut attachment = attached.map_err(|e| e.to_string())?;
         self.port = hello.port;
-        self.queues = attachment.take_queue_pairs();
+        let queues = attachment.take_queue_pairs();
         let text = format!(
             "carrier={} mtu={} prefix={prefix} queues={} version={} granted_us={granted}",
             u8::from(attachment.carrier()),
             attachment.mtu(),
-            self.queues.len(),
+            queues.len(),
             vswitch_common::eal::version()
         );
-        self.attachment = Some(attachment);
+        self.queues.extend(queues);
+        self.attachments.push(attachment);
         Ok(text)
     }
 
@@ -189,7 +193,7 @@ impl Client {
 
     pub fn event(&mut self, mut words: Words<'_>) -> Result<String, String> {
         let ms: u16 = words.number()?;
-        let attachment = self.attachment.as_mut().ok_or("not attached")?;
+        let attachment = self.attachments.first_mut().ok_or("not attached")?;
         let mut fds = [PollFd::new(attachment.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(ms)) {
             Ok(0) => Ok("nothing".into()),
@@ -205,7 +209,10 @@ impl Client {
     pub fn detach(&mut self) -> Result<String, String> {
         self.queues.clear();
         self.kept.clear();
-        self.attachment.take().ok_or("not attached")?.detach();
+        if self.attachments.is_empty() {
+            return Err("not attached".into());
+        }
+        self.attachments.drain(..).for_each(Attachment::detach);
         Ok(String::new())
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! | command | what it does |
 //! |---|---|
-//! | `attach SOCKET PORT QUEUES NAME` | attaches as every client does |
+//! | `attach SOCKET PORT QUEUES NAME` | attaches as every client does; once more: to another port as well, whose queues come next |
 //! | `send QUEUE FRAME...` | sends frames (hexadecimal, `/START+OFFSET` for a half-done checksum) |
 //! | `receive COUNT MS` | up to COUNT frames that come within MS |
 //! | `checksums COUNT MS` | the same, but what is known of their checksums in place of the frames |
