@@ -1,4 +1,5 @@
-//! Two guests that time the frames between them, or pass large ones: the program `bench-guest`, which polls both.
+//! Two guests, or clients of the switch, that time the frames between them, or pass large ones: the program `bench-guest`,
+//! which polls both.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -41,15 +42,31 @@ pub struct Passed {
 impl TimingGuests {
     /// Starts it. It listens at its sockets one after the other, when a backend has come to the one before.
     pub fn start() -> anyhow::Result<TimingGuests> {
-        TimingGuests::start_with(&[])
+        TimingGuests::start_guests(&[])
     }
 
     /// Starts it for [`TimingGuests::large`] as well: the backends must offer segmentation offload.
     pub fn start_large() -> anyhow::Result<TimingGuests> {
-        TimingGuests::start_with(&["--large"])
+        TimingGuests::start_guests(&["--large"])
     }
 
-    fn start_with(options: &[&str]) -> anyhow::Result<TimingGuests> {
+    /// Two clients of ports 1 and 2 of the switch that listens at `attach_socket`, in place of guests.
+    pub fn clients(attach_socket: &Path) -> anyhow::Result<TimingGuests> {
+        let mut clients = TimingGuests::start_with(|command, _| {
+            command.arg("--attach").arg(attach_socket);
+        })?;
+        clients.wait()?;
+        Ok(clients)
+    }
+
+    fn start_guests(options: &[&str]) -> anyhow::Result<TimingGuests> {
+        TimingGuests::start_with(|command, dir| {
+            command.args(options).args(sockets(dir));
+        })
+    }
+
+    /// With the arguments that `add` adds, of the directory for sockets.
+    fn start_with(add: impl FnOnce(&mut Command, &Path)) -> anyhow::Result<TimingGuests> {
         let program = std::env::current_exe()?.with_file_name("bench-guest");
         if !program.exists() {
             bail!(
@@ -62,11 +79,10 @@ impl TimingGuests {
         let mut command = Command::new(program);
         command
             .arg(format!("--cpu={GUESTS_CPU}"))
-            .args(options)
-            .args(sockets(dir.path()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(std::fs::File::create(&log)?);
+        add(&mut command, dir.path());
         let mut child = Child::spawn(&mut command, &log);
         let (Some(input), Some(output)) = child.pipes() else {
             bail!("bench-guest has no standard streams")

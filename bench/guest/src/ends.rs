@@ -1,21 +1,19 @@
-//! The two guests: devices, buffers, and what they send: frames with a time in them, or large ones.
+//! The two guests, or clients, and what they send: frames with a time in them, or large ones.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail};
 use arrayvec::ArrayVec;
 use vswitch_common::eal::Eal;
-use vswitch_common::ethdev::{Ethdev, FlowControl, Setup};
 use vswitch_common::mbuf::{Checksum, Mbuf};
 use vswitch_common::mempool::Pool;
 
 use crate::large;
+use crate::port::Port;
 
 /// Frames sent or received at once.
 pub const BURST: usize = 32;
-/// Descriptors of a virtqueue.
-const DESCRIPTORS: u16 = 1024;
 const MBUFS: u32 = 8192;
 const MEMORY_MB: u32 = 64;
 /// Bytes of a frame, without its check sequence.
@@ -30,55 +28,42 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub type Burst = ArrayVec<Mbuf, BURST>;
 
-/// Both guests.
+/// Both of them.
 pub struct Ends {
-    guests: [Ethdev; 2],
-    pool: Pool,
+    ports: [Port; 2],
     start: Instant,
-    _eal: Eal,
 }
 
 impl Ends {
-    /// Listens at `sockets` until a vhost-user backend has come to each. `large`: they take large frames as well, which the
-    /// backends must offer then.
-    pub fn open(cpu: usize, large: bool, sockets: &[PathBuf]) -> anyhow::Result<Ends> {
-        let eal = [
-            &format!("--lcores=0@{cpu}"),
-            "--no-pci",
-            "--no-telemetry",
-            "--in-memory",
+    /// Two guests that listen at `sockets` until a vhost-user backend has come to each. `large`: they take large frames as
+    /// well, which the backends must offer then.
+    pub fn guests(cpu: usize, large: bool, sockets: &[PathBuf]) -> anyhow::Result<Ends> {
+        let mut args = eal_args(cpu);
+        args.extend([
+            "--in-memory".into(),
             // vhost-user passes memory by descriptor, and not many of them.
-            "--single-file-segments",
-            &format!("--socket-mem={MEMORY_MB}"),
-            "--log-level=error",
-        ];
-        let eal = Eal::init("bench-guest", &eal.map(str::to_owned))?;
+            "--single-file-segments".into(),
+            format!("--socket-mem={MEMORY_MB}"),
+        ]);
+        Eal::init("bench-guest", &args)?;
         let pool = Pool::create("frames", MBUFS, -1).map_err(|why| anyhow!("a pool of mbufs: {why}"))?;
-        let setup = Setup {
-            rx_queues: 1,
-            tx_queues: 1,
-            rx_descriptors: DESCRIPTORS,
-            tx_descriptors: DESCRIPTORS,
-            mtu: 1500,
-            promiscuous: true,
-            doorbells: false,
-            large_receive: large,
-            flow_control: FlowControl::default(),
-        };
-        let open = |number: usize| -> anyhow::Result<Ethdev> {
-            let mut guest = Ethdev::attach(&format!(
-                "net_virtio_user{number},path={},server=1,queues=1,queue_size={DESCRIPTORS}",
-                sockets[number].display()
-            ))?;
-            guest.start(&setup, pool)?;
-            Ok(guest)
-        };
-        Ok(Ends {
-            guests: [open(0)?, open(1)?],
-            pool,
+        let guest = |number: usize| Port::guest(number, &sockets[number], pool, large);
+        Ok(Ends::new([guest(0)?, guest(1)?]))
+    }
+
+    /// The clients of ports 1 and 2 of the switch that listens at `socket`.
+    pub fn clients(cpu: usize, socket: &Path) -> anyhow::Result<Ends> {
+        let client = |number, other| Port::client(number, socket, &eal_args(cpu), other);
+        let first = client(1, None)?;
+        let second = client(2, Some(&first))?;
+        Ok(Ends::new([first, second]))
+    }
+
+    fn new(ports: [Port; 2]) -> Ends {
+        Ends {
+            ports,
             start: Instant::now(),
-            _eal: eal,
-        })
+        }
     }
 
     /// Sends from each to the other until a frame has come to each: from then on the switch knows both.
@@ -88,7 +73,7 @@ impl Ends {
             let mut came = false;
             while !came {
                 if Instant::now() > until {
-                    bail!("no frame comes from guest {from} to the other in {PATIENCE:?}");
+                    bail!("no frame comes from end {from} to the other in {PATIENCE:?}");
                 }
                 self.send_by(from, 1);
                 std::thread::sleep(Duration::from_millis(20));
@@ -111,7 +96,7 @@ impl Ends {
 
     fn send_by(&mut self, from: usize, count: usize) -> usize {
         let mut frames = Burst::new();
-        if !self.pool.alloc_n(&mut frames, count.min(BURST)) {
+        if !self.ports[from].alloc(&mut frames, count.min(BURST)) {
             return 0;
         }
         let stamp = self.now().to_be_bytes();
@@ -124,16 +109,16 @@ impl Ends {
             frame.set_frame(FRAME, Checksum::Unknown);
         }
         let count = frames.len();
-        self.guests[from].send(0, &mut frames);
+        self.ports[from].send(&mut frames);
         let sent = count - frames.len();
-        self.pool.free(&mut frames);
+        self.ports[from].free(&mut frames);
         sent
     }
 
     /// Calls `take` with the nanoseconds that each frame took that has come to the second guest; how many there were.
     pub fn receive(&mut self, mut take: impl FnMut(u64)) -> usize {
         let mut frames = Burst::new();
-        self.guests[1].receive(0, &mut frames);
+        self.ports[1].receive(&mut frames);
         if frames.is_empty() {
             return 0;
         }
@@ -145,40 +130,40 @@ impl Ends {
             }
         }
         let count = frames.len();
-        self.pool.free(&mut frames);
+        self.ports[1].free(&mut frames);
         count
     }
 
     /// Sends a large frame from the first guest to the second; false where the virtqueue has no room.
     pub fn send_large(&mut self) -> bool {
         let mut segments = large::Segments::new();
-        if !self.pool.alloc(&mut segments) {
+        if !self.ports[0].alloc(&mut segments, large::MBUFS) {
             return false;
         }
         let mut frames: ArrayVec<Mbuf, 1> = large::assemble(segments).into_iter().collect();
-        self.guests[0].send(0, &mut frames);
+        self.ports[0].send(&mut frames);
         let sent = frames.is_empty();
-        self.free_chains(&mut frames);
+        self.free_chains(0, &mut frames);
         sent
     }
 
     /// Takes what has come to the second guest; how many large frames came whole.
     pub fn receive_large(&mut self) -> usize {
         let mut frames = Burst::new();
-        self.guests[1].receive(0, &mut frames);
+        self.ports[1].receive(&mut frames);
         let whole = frames
             .iter()
             .filter(|frame| frame.frame_len() == large::LEN)
             .count();
-        self.free_chains(&mut frames);
+        self.free_chains(1, &mut frames);
         whole
     }
 
-    fn free_chains<const N: usize>(&self, frames: &mut ArrayVec<Mbuf, N>) {
+    fn free_chains<const N: usize>(&mut self, end: usize, frames: &mut ArrayVec<Mbuf, N>) {
         for frame in &mut *frames {
-            self.pool.free(&mut frame.split());
+            self.ports[end].free(&mut frame.split());
         }
-        self.pool.free(frames);
+        self.ports[end].free(frames);
     }
 
     /// Takes all that is under way.
@@ -191,16 +176,27 @@ impl Ends {
         }
     }
 
-    fn drain_by(&mut self, guest: usize) -> usize {
+    fn drain_by(&mut self, end: usize) -> usize {
         let mut all = 0;
         loop {
             let mut frames = Burst::new();
-            self.guests[guest].receive(0, &mut frames);
+            self.ports[end].receive(&mut frames);
             if frames.is_empty() {
                 return all;
             }
             all += frames.len();
-            self.pool.free(&mut frames);
+            self.ports[end].free(&mut frames);
         }
     }
+}
+
+/// EAL's arguments of guests and clients alike.
+fn eal_args(cpu: usize) -> Vec<String> {
+    vec![
+        format!("--lcores=0@{cpu}"),
+        // A client looks for no device: what the switch has is none of its business.
+        "--no-pci".into(),
+        "--no-telemetry".into(),
+        "--log-level=error".into(),
+    ]
 }

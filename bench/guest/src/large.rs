@@ -28,8 +28,9 @@ const WINDOW: usize = 16;
 /// A frame that has not come by then is lost.
 const LOST: Duration = Duration::from_secs(1);
 
-/// The mbufs of a frame.
-pub type Segments = ArrayVec<Mbuf, { LEN.div_ceil(DATA_ROOM) }>;
+/// Mbufs of a frame.
+pub const MBUFS: usize = LEN.div_ceil(DATA_ROOM);
+pub type Segments = ArrayVec<Mbuf, MBUFS>;
 
 /// What a run came to: `FRAMES BYTES NANOSECONDS`.
 #[derive(Debug)]

@@ -1,7 +1,8 @@
-//! `bench-guest`: two guests without a VM, by DPDK's virtio-user, that time the frames from the first to the second.
+//! `bench-guest`: two guests without a VM, by DPDK's virtio-user, that time the frames from the first to the second. Or, to
+//! time the switch alone, two of its clients in one process.
 //!
 //! One thread polls both, so that sent and received are read off one clock, and what is measured is the way between:
-//! virtqueue, switch, virtqueue. It reads commands from standard input, one a line, and answers each by one:
+//! virtqueue, switch, virtqueue; or ring, switch, ring. It reads commands from standard input, one a line, and answers each by one:
 //!
 //! | command | what it does | answer |
 //! |---|---|---|
@@ -14,6 +15,7 @@
 
 mod ends;
 mod large;
+mod port;
 mod timed;
 
 use std::io::{Write as _, stdin, stdout};
@@ -25,7 +27,7 @@ use clap::Parser;
 
 use ends::Ends;
 
-/// Two virtio-user guests that time the frames between them.
+/// Two virtio-user guests, or clients of the switch, that time the frames between them.
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
@@ -35,14 +37,20 @@ struct Args {
     /// Take large TCP frames whole
     #[arg(long)]
     large: bool,
+    /// Be the clients of ports 1 and 2 of the switch that listens at this attach socket, and no guests
+    #[arg(long, value_name = "SOCKET", conflicts_with_all = ["large", "sockets"])]
+    attach: Option<PathBuf>,
     /// Vhost-user sockets to listen on, one a guest
-    #[arg(num_args = 2)]
+    #[arg(num_args = 2, required_unless_present = "attach")]
     sockets: Vec<PathBuf>,
 }
 
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
-    let mut ends = Ends::open(args.cpu, args.large, &args.sockets)?;
+    let mut ends = match &args.attach {
+        Some(socket) => Ends::clients(args.cpu, socket)?,
+        None => Ends::guests(args.cpu, args.large, &args.sockets)?,
+    };
     ends.introduce()?;
     answer("ready")?;
     for line in stdin().lines() {

@@ -26,9 +26,7 @@ pub struct Ours {
 impl Ours {
     /// Starts them for the guests that listen at `sockets`. They are served as soon as they want to be.
     pub fn start(sockets: &[PathBuf; 2]) -> anyhow::Result<Ours> {
-        let switch = Switch::with_ports(&PORTS);
-        let mask = 1 << SWITCHING_CPU;
-        switch.vsctl(&format!("set Open_vSwitch . other_config:pmd-cpu-mask={mask:#x}"));
+        let switch = switch();
         let shim = |number: usize| Shim::start(&switch, PORTS[number], 1, &sockets[number]);
         let ours = Ours {
             shims: [shim(0), shim(1)],
@@ -48,8 +46,7 @@ impl Ours {
 
     /// From now on nobody on the switch's side sleeps.
     pub fn poll(&self) {
-        self.switch
-            .vsctl("set Open_vSwitch . other_config:pmd-sleep-max=0");
+        never_sleep(&self.switch);
         for port in PORTS {
             self.switch
                 .vsctl(&format!("set Interface dpdkr{port} options:busy-poll=true"));
@@ -80,6 +77,19 @@ impl Ours {
         let server = |shim: &Shim| shim.server().context("a shim has ended");
         self.shims.iter().map(server).collect()
     }
+}
+
+/// This switch with the ports of two clients, to be polled on the CPU that switches.
+pub fn switch() -> Switch {
+    let switch = Switch::with_ports(&PORTS);
+    let mask = 1 << SWITCHING_CPU;
+    switch.vsctl(&format!("set Open_vSwitch . other_config:pmd-cpu-mask={mask:#x}"));
+    switch
+}
+
+/// From now on its PMD thread does not sleep.
+pub fn never_sleep(switch: &Switch) {
+    switch.vsctl("set Open_vSwitch . other_config:pmd-sleep-max=0");
 }
 
 /// OVS with two vhost-user client ports, for the guests that listen at `sockets`. It looks for them once a second.

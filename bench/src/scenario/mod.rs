@@ -38,7 +38,7 @@ pub enum Name {
     Start,
     /// Guest to guest, without VMs.
     Vm,
-    /// How long a frame takes from guest to guest.
+    /// How long a frame takes from guest to guest, and through the switch alone.
     Latency,
     /// CPU time with two idle VMs.
     Idle,
