@@ -14,7 +14,7 @@ use dpdk_vswitchd::cpus;
 use dpdk_vswitchd::datapath::clock::Moment;
 use dpdk_vswitchd::datapath::forward::Forwarder;
 use dpdk_vswitchd::datapath::ledger::Ledger;
-use dpdk_vswitchd::datapath::mac_table::{GREATEST_SIZE, Key, MacTable};
+use dpdk_vswitchd::datapath::mac_table::{DEFAULT_SIZE, Key, MacTable};
 use dpdk_vswitchd::datapath::parse;
 use dpdk_vswitchd::datapath::port::{EthdevIo, Io};
 use dpdk_vswitchd::datapath::snapshot::{Bridge, Snapshot};
@@ -170,8 +170,7 @@ fn start() -> Bench {
     device.start(&setup, pool).expect("DPDK's null driver");
     let io = Io::Ethdev(Arc::new(EthdevIo::new(device)));
     snapshot.ports.push(Some(stage::port(DEVICE, io)));
-    // So large that no two addresses meet in a bucket: which ones do is at random.
-    let table = Arc::new(MacTable::new(GREATEST_SIZE, 300));
+    let table = Arc::new(MacTable::new(DEFAULT_SIZE, 300));
     for port in 0..CLIENTS {
         table.learn(Key::new(0, parse::Mac::new(mac(port))), port as u16, NOW.seconds);
     }

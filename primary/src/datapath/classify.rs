@@ -9,7 +9,7 @@ use vswitch_common::stats::Counter;
 
 use super::BURST;
 use super::clock::Moment;
-use super::mac_table::{Key, Source};
+use super::mac_table::{Key, Reader, Source};
 use super::parse::{self, Tag};
 use super::port::{Port, PortIndex};
 use super::snapshot::Bridge;
@@ -96,8 +96,9 @@ impl Classifier {
     #[inline]
     pub fn classify(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Classified<'_> {
         self.refused.clear();
-        let burst = self.parse(frames, port, bridge, now);
-        let (learned, target) = self.look_up(burst.count, port, bridge, now);
+        let table = bridge.table.reader(now.seconds);
+        let burst = self.parse(frames, port, bridge, &table, now);
+        let (learned, target) = self.look_up(burst.count, port, bridge, &table, now);
         Classified {
             parsed: &self.parsed[..burst.count],
             refused: &self.refused,
@@ -114,8 +115,14 @@ impl Classifier {
     /// Reads the headers.
     // A function of its own, like the next ones: what the loop needs stays in registers.
     #[inline(never)]
-    fn parse(&mut self, frames: &[Mbuf], port: &Port, bridge: &Bridge, now: Moment) -> Burst {
-        let table = bridge.table.reader(now.seconds);
+    fn parse(
+        &mut self,
+        frames: &[Mbuf],
+        port: &Port,
+        bridge: &Bridge,
+        table: &Reader<'_>,
+        now: Moment,
+    ) -> Burst {
         let untagged = plain_vlan(port);
         let mut burst = Burst::default();
         if let Some(vlan) = untagged {
@@ -131,15 +138,22 @@ impl Classifier {
         }
         burst.plain = burst.count == frames.len();
         if !burst.plain {
-            self.parse_rest(frames, &mut burst, port, bridge, now);
+            self.parse_rest(frames, &mut burst, port, bridge, table, now);
         }
         burst
     }
 
     /// Reads the headers from the first one on that is not plain.
     #[inline(never)]
-    fn parse_rest(&mut self, frames: &[Mbuf], burst: &mut Burst, port: &Port, bridge: &Bridge, now: Moment) {
-        let table = bridge.table.reader(now.seconds);
+    fn parse_rest(
+        &mut self,
+        frames: &[Mbuf],
+        burst: &mut Burst,
+        port: &Port,
+        bridge: &Bridge,
+        table: &Reader<'_>,
+        now: Moment,
+    ) {
         let untagged = plain_vlan(port);
         for (i, frame) in frames.iter().enumerate().take(BURST).skip(burst.count) {
             let parsed = match untagged.and_then(|vlan| parse_plain(frame, vlan)) {
@@ -168,9 +182,9 @@ impl Classifier {
         count: usize,
         port: &Port,
         bridge: &Bridge,
+        table: &Reader<'_>,
         now: Moment,
     ) -> (u64, Option<PortIndex>) {
-        let table = bridge.table.reader(now.seconds);
         let mut learned = 0;
         let mut previous = (Key::default(), Key::default());
         let mut target = None;

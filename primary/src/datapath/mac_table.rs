@@ -1,24 +1,29 @@
 //! The learning table of a bridge: (VLAN, MAC) to port, built for bursts.
 //!
-//! Buckets are one cache line of four entries. A key has two candidate buckets, and in the first one a slot where nearly
-//! every look-up ends, unless the table is so full that others got there first: then the whole bucket is searched,
-//! without a branch for each entry, since which one it is can't be predicted. [`Reader::prefetch`] loads the first bucket.
-//! Look-ups take no lock and write nothing, except that a source seen in a new second updates its entry's time. Inserting,
-//! moving and evicting happen under one lock, off the common path.
+//! Buckets are one cache line of five entries. A key has two candidate buckets; nearly every look-up ends in the first, at the one
+//! way where the key must be (`buckets.rs`). [`Reader::prefetch`] loads it. Look-ups take no lock and write nothing, except
+//! that a source seen in a new second updates its entry's time. Inserting, moving and evicting happen under one lock, off
+//! the common path.
+//!
+//! The fewer cache lines the addresses lie on, the more of them stay in the core's own cache. So the table begins small and doubles
+//! while it learns, when it is half full or a key finds no room. Readers take the present array for a burst; one that still has the
+//! one before misses at most what is learned meanwhile, and of what it would write, that an address was seen in this
+//! second: the next frame says so again. Old arrays stay, all together smaller than the present one, so that nobody
+//! need know who still reads them.
 //!
 //! A reader that meets an entry while it is replaced sees either key with either value at worst for that one frame;
 //! the value is checked against the VLAN of the port on the way out, so VLANs stay apart whatever it reads.
 
-use std::hint::select_unpredictable;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+mod buckets;
 
-use vswitch_common::mbuf::prefetch;
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::parse::Mac;
+use buckets::{Buckets, Slot, Value, View, WAYS};
 
-/// Entries in a bucket.
-const WAYS: usize = 4;
+/// Buckets to begin with: a page of them.
+const LEAST_BUCKETS: usize = 64;
 /// Seconds an entry lives without being seen (802.1D's default, and Open vSwitch's).
 pub const DEFAULT_AGING: u32 = 300;
 /// Entries by default, as in Open vSwitch.
@@ -54,158 +59,26 @@ impl Key {
     }
 }
 
-/// Port and time last seen, packed into a word: seen (32) | used (1) | fixed (1) | port (16).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Value(u64);
-
-impl Value {
-    const FIXED: u64 = 1 << 16;
-    const USED: u64 = 1 << 17;
-    /// What a look-up finds where nothing is. No other value is zero.
-    const NONE: Value = Value(0);
-
-    #[inline]
-    fn new(port: u16, seen: u32, fixed: bool) -> Value {
-        let fixed = if fixed { Self::FIXED } else { 0 };
-        Value(u64::from(seen) << 32 | Self::USED | fixed | u64::from(port))
-    }
-
-    #[inline]
-    fn port(self) -> u16 {
-        self.0 as u16
-    }
-
-    #[inline]
-    fn seen(self) -> u32 {
-        (self.0 >> 32) as u32
-    }
-
-    #[inline]
-    fn fixed(self) -> bool {
-        self.0 & Self::FIXED != 0
-    }
-
-    /// Seconds since it was seen. Another thread's second may be ahead of this one's by a moment.
-    #[inline]
-    fn age(self, now: u32) -> u32 {
-        (now.wrapping_sub(self.seen()) as i32).max(0) as u32
-    }
-
-    #[inline]
-    fn expired(self, now: u32, aging: u32) -> bool {
-        self.age(now) > aging && !self.fixed()
-    }
-}
-
-/// An entry of a bucket. The key of an empty one is zero.
-#[derive(Debug, Default)]
-struct Slot {
-    key: AtomicU64,
-    value: AtomicU64,
-}
-
-impl Slot {
-    /// Its value if it is `key`'s.
-    #[inline]
-    fn value(&self, key: Key, otherwise: Value) -> Value {
-        let hit = self.key.load(Ordering::Acquire) == key.0;
-        Value(select_unpredictable(
-            hit,
-            self.value.load(Ordering::Relaxed),
-            otherwise.0,
-        ))
-    }
-}
-
-/// Entries in one cache line.
-#[repr(C, align(64))]
-#[derive(Debug, Default)]
-struct Bucket([Slot; WAYS]);
-
-const _: () = assert!(size_of::<Bucket>() == 64 && size_of::<Slot>() * WAYS == 64);
-
-/// The slots of all buckets.
-#[inline]
-fn slots(buckets: &[Bucket]) -> &[Slot] {
-    // SAFETY: buckets are nothing but so many slots each, without gaps.
-    unsafe { std::slice::from_raw_parts(buckets.as_ptr().cast(), buckets.len() * WAYS) }
-}
-
 /// Looks things up, for a burst: what all its look-ups need is at hand.
 #[derive(Debug, Clone, Copy)]
 pub struct Reader<'t> {
-    slots: &'t [Slot],
-    shift: u32,
-    multipliers: [u64; 2],
+    view: View<'t>,
     /// Seconds.
     now: u32,
     aging: u32,
 }
 
-impl<'t> Reader<'t> {
+impl Reader<'_> {
     /// Starts loading what looking `key` up will most likely read.
     #[inline]
     pub fn prefetch(&self, key: Key) {
-        prefetch((&raw const *self.home(key)).cast());
-    }
-
-    /// The number of a slot that `key` is hashed to, in either of its buckets.
-    #[inline]
-    fn place(&self, key: Key, which: usize) -> usize {
-        let place = key.0.wrapping_mul(self.multipliers[which]) >> (self.shift & 63);
-        // It is below the power of two that the table has of slots; the mask tells the compiler.
-        place as usize & (self.slots.len() - 1)
-    }
-
-    /// The slot where `key` is, unless another was there first.
-    #[inline]
-    fn home(&self, key: Key) -> &'t Slot {
-        &self.slots[self.place(key, 0)]
-    }
-
-    fn bucket(&self, key: Key, which: usize) -> &'t [Slot] {
-        let first = self.place(key, which) / WAYS * WAYS;
-        &self.slots[first..first + WAYS]
-    }
-
-    #[inline(always)]
-    fn value(&self, key: Key) -> Value {
-        let home = self.home(key);
-        if home.key.load(Ordering::Acquire) == key.0 {
-            return Value(home.value.load(Ordering::Relaxed));
-        }
-        self.value_elsewhere(key)
-    }
-
-    /// The rest of [`Reader::value`].
-    // A call costs less than what the loop around could not keep in registers.
-    #[inline(never)]
-    fn value_elsewhere(&self, key: Key) -> Value {
-        let search = |which| {
-            let bucket = self.bucket(key, which).iter();
-            bucket.fold(Value::NONE, |found, slot| slot.value(key, found))
-        };
-        match search(0) {
-            Value::NONE => search(1),
-            value => value,
-        }
-    }
-
-    fn find(&self, key: Key) -> Option<&'t Slot> {
-        self.candidates(key)
-            .find(|slot| slot.key.load(Ordering::Acquire) == key.0)
-    }
-
-    /// The slots of both buckets, that where `key` is sought first in front.
-    fn candidates(&self, key: Key) -> impl Iterator<Item = &'t Slot> + use<'t> {
-        let [first, second] = [0, 1].map(|which| self.bucket(key, which).iter());
-        std::iter::once(self.home(key)).chain(first).chain(second)
+        self.view.prefetch(key);
     }
 
     /// The port behind which `key` was seen, if that was not too long ago.
     #[inline]
     pub fn lookup(&self, key: Key) -> Option<u16> {
-        let value = self.value(key);
+        let value = self.view.value(key);
         (value != Value::NONE && !value.expired(self.now, self.aging)).then_some(value.port())
     }
 
@@ -213,7 +86,7 @@ impl<'t> Reader<'t> {
     #[inline]
     pub fn check_source(&self, key: Key, port: u16) -> Source {
         let young = Value::new(port, self.now, false);
-        if self.value(key) == young {
+        if self.view.value(key) == young {
             return Source::Known;
         }
         self.refresh(key, young)
@@ -222,20 +95,17 @@ impl<'t> Reader<'t> {
     /// The rest of [`Reader::check_source`], once a second and entry.
     #[cold]
     fn refresh(&self, key: Key, young: Value) -> Source {
-        let Some(slot) = self.find(key) else {
+        let Some(slot) = self.view.find(key) else {
             return Source::Learn;
         };
-        let value = Value(slot.value.load(Ordering::Relaxed));
+        let value = slot.value();
         if value.fixed() {
             return Source::Known;
         }
         if value.port() != young.port() || value.expired(self.now, self.aging) {
             return Source::Learn;
         }
-        // Compare and swap: the slot may just be given to another key.
-        let _ = slot
-            .value
-            .compare_exchange(value.0, young.0, Ordering::Relaxed, Ordering::Relaxed);
+        slot.replace_value(value, young);
         Source::Known
     }
 }
@@ -271,8 +141,10 @@ pub struct Totals {
 /// The table of one bridge.
 #[derive(Debug)]
 pub struct MacTable {
-    buckets: Box<[Bucket]>,
-    shift: u32,
+    /// One array for each size, every one twice as large as that before; made when the table has grown to it.
+    sizes: Box<[OnceLock<Buckets>]>,
+    /// The number of the present one.
+    size: AtomicUsize,
     /// Odd and secret, one for each candidate: the highest bits of a product with it number the bucket (multiply-shift,
     /// Dietzfelbinger et al., 1997).
     multipliers: [u64; 2],
@@ -290,6 +162,8 @@ struct Writer {
     totals: Totals,
     /// Bucket where the next search for a victim starts.
     hand: usize,
+    /// Threads that remove entries all over the table, stretch by stretch.
+    sweeps: usize,
 }
 
 /// Does `multiplier` spread addresses that follow each other, by any of their bytes, evenly over tables of any size?
@@ -318,8 +192,9 @@ impl MacTable {
     /// A table for at most `capacity` addresses, each forgotten `aging` seconds after it was last seen.
     pub fn new(capacity: usize, aging: u32) -> MacTable {
         let capacity = capacity.clamp(LEAST_SIZE, GREATEST_SIZE);
-        // At most half full, so that two buckets of four nearly never overflow.
-        let count = (capacity / 2).next_power_of_two().max(2);
+        // Two fifths full at most, so that both buckets of a key nearly never overflow.
+        let most = (capacity / 2).next_power_of_two();
+        let doublings = (most / LEAST_BUCKETS).max(1).trailing_zeros() as usize;
         let mut multipliers = [0x9e37_79b9_7f4a_7c15u64, 0xd6e8_feb8_6659_fd93];
         for multiplier in &mut multipliers {
             let mut secret = [0; 8];
@@ -333,8 +208,10 @@ impl MacTable {
             }
         }
         MacTable {
-            buckets: (0..count).map(|_| Bucket::default()).collect(),
-            shift: 64 - (count * WAYS).trailing_zeros(),
+            sizes: std::iter::repeat_with(OnceLock::new)
+                .take(1 + doublings)
+                .collect(),
+            size: AtomicUsize::new(0),
             multipliers,
             aging: AtomicU32::new(aging),
             capacity,
@@ -352,13 +229,41 @@ impl MacTable {
         self.aging.store(seconds, Ordering::Relaxed);
     }
 
+    /// The present array.
+    #[inline]
+    fn buckets(&self) -> &Buckets {
+        let size = self.size.load(Ordering::Acquire);
+        self.sizes[size].get_or_init(|| Buckets::new(LEAST_BUCKETS << size, self.multipliers))
+    }
+
+    /// Doubles the array; false if it is as large as it gets.
+    ///
+    /// The thread that learns does it at one go: 40 to 90 ms for the last one of a table of [`GREATEST_SIZE`], half of it for each one
+    /// before, 0.3 ms with [`DEFAULT_SIZE`]. A table never shrinks, so nobody makes it do so twice.
+    #[cold]
+    fn grow(&self, writer: &mut Writer) -> bool {
+        let size = self.size.load(Ordering::Relaxed) + 1;
+        let Some(place) = self.sizes.get(size) else {
+            return false;
+        };
+        let larger = Buckets::new(LEAST_BUCKETS << size, self.multipliers);
+        for (key, value) in self.buckets().slots().filter_map(Slot::entry) {
+            let larger = larger.view();
+            if !larger.insert(key, value) && !larger.insert_moving_others(key, value) {
+                writer.totals.evicted += 1;
+                writer.remove(value);
+            }
+        }
+        let _ = place.set(larger);
+        self.size.store(size, Ordering::Release);
+        true
+    }
+
     /// What looks things up in second `now`.
     #[inline]
     pub fn reader(&self, now: u32) -> Reader<'_> {
         Reader {
-            slots: slots(&self.buckets),
-            shift: self.shift,
-            multipliers: self.multipliers,
+            view: self.buckets().view(),
             now,
             aging: self.aging.load(Ordering::Relaxed),
         }
@@ -376,49 +281,55 @@ impl MacTable {
     }
 
     fn insert(&self, key: Key, port: u16, now: u32, fixed: bool) -> bool {
-        let reader = self.reader(now);
         let mut writer = self.lock();
-        if let Some(slot) = reader.find(key) {
-            let old = Value(slot.value.load(Ordering::Relaxed));
+        let value = Value::new(port, now, fixed);
+        if let Some(slot) = self.buckets().view().find(key) {
+            let old = slot.value();
             if old.fixed() && !fixed {
                 return false;
             }
-            slot.value
-                .store(Value::new(port, now, fixed).0, Ordering::Release);
+            slot.set_value(value);
             writer.uncount(old);
             writer.count(port, fixed);
             let moved = old.port() != port;
             writer.totals.moved += u64::from(moved);
-            return moved || old.seen() != now;
+            return moved || old.age(now) != 0;
         }
         if writer.count >= self.capacity {
             self.make_room(&mut writer, now);
         }
-        let free = reader
-            .candidates(key)
-            .find(|s| s.key.load(Ordering::Relaxed) == 0);
-        let slot = match free {
-            Some(slot) => slot,
-            None => {
-                let heaviest = writer.heaviest();
-                let Some((victim, _)) = reader
-                    .candidates(key)
-                    .filter_map(|s| rank(s, heaviest, now))
-                    .max_by_key(|&(_, r)| r)
-                else {
-                    return false;
-                };
-                writer.evict(victim);
-                victim
+        if 2 * writer.count >= WAYS * self.buckets().len() {
+            self.grow(&mut writer);
+        }
+        loop {
+            let view = self.buckets().view();
+            // What a sweep has yet to see must not move to where it has been.
+            if view.insert(key, value) || writer.sweeps == 0 && view.insert_moving_others(key, value) {
+                break;
             }
-        };
-        slot.value
-            .store(Value::new(port, now, fixed).0, Ordering::Release);
-        slot.key.store(key.0, Ordering::Release);
+            if !self.grow(&mut writer) && !self.evict_neighbour(&mut writer, key, now) {
+                return false;
+            }
+        }
         writer.count += 1;
         writer.count(port, fixed);
         writer.totals.learned += 1;
         true
+    }
+
+    /// Evicts an entry of the buckets of `key`; false where all are fixed.
+    fn evict_neighbour(&self, writer: &mut Writer, key: Key, now: u32) -> bool {
+        let heaviest = writer.heaviest();
+        let ranked = self
+            .buckets()
+            .view()
+            .candidates(key)
+            .filter_map(|slot| rank(slot, heaviest, now));
+        let victim = ranked.max_by_key(|&(_, rank)| rank);
+        if let Some((slot, _)) = victim {
+            writer.evict(slot);
+        }
+        victim.is_some()
     }
 
     /// Evicts one entry of a full table: of the port that holds most, the oldest among a few looked at. So a port
@@ -426,12 +337,13 @@ impl MacTable {
     fn make_room(&self, writer: &mut Writer, now: u32) {
         const LOOK_AT: usize = 32;
         let heaviest = writer.heaviest();
-        let mut victim: Option<(&Slot, Rank)> = None;
+        let buckets = self.buckets();
+        let mut victim: Option<(Slot<'_>, Rank)> = None;
         let mut looked_at = 0;
-        for _ in 0..self.buckets.len() {
-            let bucket = &self.buckets[writer.hand & (self.buckets.len() - 1)];
+        for _ in 0..buckets.len() {
+            let slots = buckets.slots_of(writer.hand);
             writer.hand = writer.hand.wrapping_add(1);
-            for found in bucket.0.iter().filter_map(|slot| rank(slot, heaviest, now)) {
+            for found in slots.filter_map(|slot| rank(slot, heaviest, now)) {
                 if victim.is_none_or(|(_, best)| found.1 > best) {
                     victim = Some(found);
                 }
@@ -466,7 +378,7 @@ impl MacTable {
     /// Removes the entry of `key`; false where there is none.
     pub fn remove(&self, key: Key) -> bool {
         let mut writer = self.lock();
-        let found = self.reader(0).find(key);
+        let found = self.buckets().view().find(key);
         if let Some(slot) = found {
             writer.clear(slot);
         }
@@ -474,39 +386,43 @@ impl MacTable {
     }
 
     fn remove_if(&self, mut unwanted: impl FnMut(Value) -> bool) -> usize {
-        let mut removed = 0;
-        // The lock is taken anew for each stretch, so that learning does not wait for a large table.
-        for stretch in self.buckets.chunks(1024) {
+        const STRETCH: usize = 1024;
+        let (mut removed, mut len, mut next) = (0, 0, 0);
+        self.lock().sweeps += 1;
+        loop {
+            // The lock is taken anew for each stretch, so that learning does not wait for a large table.
             let mut writer = self.lock();
-            if writer.count == 0 {
-                break;
+            let buckets = self.buckets();
+            if buckets.len() != len {
+                // It has grown, and entries may be anywhere.
+                (len, next) = (buckets.len(), 0);
             }
-            for slot in slots(stretch) {
-                let value = Value(slot.value.load(Ordering::Relaxed));
-                if slot.key.load(Ordering::Relaxed) != 0 && unwanted(value) {
+            if writer.count == 0 || next >= len {
+                writer.sweeps -= 1;
+                return removed;
+            }
+            for slot in (next..len.min(next + STRETCH)).flat_map(|n| buckets.slots_of(n)) {
+                if slot.entry().is_some_and(|(_, value)| unwanted(value)) {
                     writer.clear(slot);
                     removed += 1;
                 }
             }
+            next += STRETCH;
         }
-        removed
     }
 
     /// All entries that have not expired, by VLAN and address.
     pub fn entries(&self, now: u32) -> Vec<Entry> {
         let aging = self.aging.load(Ordering::Relaxed);
         let _writer = self.lock();
-        let mut entries: Vec<Entry> = slots(&self.buckets)
-            .iter()
-            .filter_map(|slot| {
-                let key = Key(slot.key.load(Ordering::Relaxed));
-                let value = Value(slot.value.load(Ordering::Relaxed));
-                (key.0 != 0 && !value.expired(now, aging)).then(|| Entry {
-                    port: value.port(),
-                    vlan: key.vlan(),
-                    mac: key.mac(),
-                    age: (!value.fixed()).then(|| value.age(now)),
-                })
+        let entries = self.buckets().slots().filter_map(Slot::entry);
+        let mut entries: Vec<Entry> = entries
+            .filter(|(_, value)| !value.expired(now, aging))
+            .map(|(key, value)| Entry {
+                port: value.port(),
+                vlan: key.vlan(),
+                mac: key.mac(),
+                age: (!value.fixed()).then(|| value.age(now)),
             })
             .collect();
         entries.sort_by_key(|e| (e.vlan, e.mac.bytes()));
@@ -537,10 +453,9 @@ impl MacTable {
 type Rank = (bool, u32);
 
 /// The rank of what is in `slot`; `None` where nothing is that may be evicted.
-fn rank(slot: &Slot, heaviest: Option<u16>, now: u32) -> Option<(&Slot, Rank)> {
-    let value = Value(slot.value.load(Ordering::Relaxed));
-    let used = slot.key.load(Ordering::Relaxed) != 0 && !value.fixed();
-    used.then(|| (slot, (Some(value.port()) == heaviest, value.age(now))))
+fn rank(slot: Slot<'_>, heaviest: Option<u16>, now: u32) -> Option<(Slot<'_>, Rank)> {
+    let (_, value) = slot.entry().filter(|(_, value)| !value.fixed())?;
+    Some((slot, (Some(value.port()) == heaviest, value.age(now))))
 }
 
 impl Writer {
@@ -553,7 +468,7 @@ impl Writer {
             .map(|(port, _)| port as u16)
     }
 
-    fn evict(&mut self, slot: &Slot) {
+    fn evict(&mut self, slot: Slot<'_>) {
         self.totals.evicted += 1;
         self.clear(slot);
     }
@@ -572,9 +487,14 @@ impl Writer {
         }
     }
 
-    fn clear(&mut self, slot: &Slot) {
-        self.uncount(Value(slot.value.load(Ordering::Relaxed)));
-        slot.key.store(0, Ordering::Release);
+    fn clear(&mut self, slot: Slot<'_>) {
+        self.remove(slot.value());
+        slot.clear();
+    }
+
+    /// An entry with `value` is no more.
+    fn remove(&mut self, value: Value) {
+        self.uncount(value);
         self.count -= 1;
     }
 }
@@ -650,6 +570,33 @@ mod tests {
             }
         }
 
+        /// Against a plain map, through several doublings: nothing is lost, nor found twice.
+        #[test]
+        fn grows_without_forgetting(
+            macs in proptest::collection::vec((0u16..4, prop_oneof![0u64..2000, any::<u64>()], 0u16..5, any::<bool>()), 1..4000),
+        ) {
+            let table = MacTable::new(GREATEST_SIZE, 300);
+            let mut model = HashMap::new();
+            for (i, &(vlan, mac, port, remove)) in macs.iter().enumerate() {
+                let key = key(vlan, mac);
+                if remove && i % 4 == 0 {
+                    prop_assert_eq!(table.remove(key), model.remove(&(vlan, key.mac())).is_some());
+                } else {
+                    table.learn(key, port, 1);
+                    model.insert((vlan, key.mac()), port);
+                }
+            }
+            let reader = table.reader(1);
+            for (&(vlan, mac), &port) in &model {
+                prop_assert_eq!(reader.lookup(Key::new(vlan, mac)), Some(port));
+            }
+            let entries = table.entries(1);
+            prop_assert!(entries.iter().all(|e| model.get(&(e.vlan, e.mac)) == Some(&e.port)));
+            prop_assert_eq!((table.len(), entries.len()), (model.len(), model.len()));
+            prop_assert_eq!(table.totals().evicted, 0);
+            prop_assert!(macs.len() < 3000 || table.buckets().len() >= 8 * LEAST_BUCKETS);
+        }
+
         /// However many addresses come, the cap holds and the counts agree with the content.
         #[test]
         fn the_cap_holds(macs in proptest::collection::vec((0u64..5000, 0u16..4), 1..3000)) {
@@ -663,6 +610,62 @@ mod tests {
             prop_assert_eq!(table.entries(30).len(), len);
             let counted: u32 = table.lock().per_port.iter().sum();
             prop_assert_eq!(counted as usize, len);
+        }
+    }
+
+    #[test]
+    fn a_reader_of_before_it_grew_finds_what_was_there() {
+        let table = MacTable::new(GREATEST_SIZE, 300);
+        (0..100).for_each(|mac| assert!(table.learn(key(0, mac), 1, 10)));
+        let before = table.reader(11);
+        (100..10_000).for_each(|mac| assert!(table.learn(key(0, mac), 2, 10)));
+        assert!(table.buckets().len() > 16 * LEAST_BUCKETS);
+        for mac in 0..100 {
+            assert_eq!(before.lookup(key(0, mac)), Some(1));
+            assert_eq!(before.check_source(key(0, mac), 1), Source::Known);
+        }
+        // What has come since is learned once only.
+        assert_eq!(before.check_source(key(0, 9_999), 2), Source::Learn);
+        assert!(!table.learn(key(0, 9_999), 2, 10));
+        assert_eq!((table.len(), table.totals().learned), (10_000, 10_000));
+    }
+
+    #[test]
+    fn what_is_there_is_found_while_others_are_learned() {
+        const ADDRESSES: u64 = 60_000;
+        let table = MacTable::new(GREATEST_SIZE, 300);
+        let learned = AtomicUsize::new(0);
+        std::thread::scope(|threads| {
+            threads.spawn(|| {
+                for mac in 0..ADDRESSES {
+                    table.learn(key(0, mac), 1, 1);
+                    learned.store(mac as usize + 1, Ordering::Release);
+                }
+            });
+            let (mut done, mut at) = (0, 0);
+            while done < ADDRESSES {
+                done = learned.load(Ordering::Acquire) as u64;
+                let reader = table.reader(1);
+                for _ in 0..100.min(done) {
+                    at = (at + 7919) % done;
+                    assert_eq!(reader.lookup(key(0, at)), Some(1), "address {at} of {done}");
+                }
+            }
+        });
+        assert_eq!(table.totals().evicted, 0);
+    }
+
+    #[test]
+    fn a_port_is_flushed_while_the_table_grows() {
+        for _ in 0..10 {
+            let table = MacTable::new(GREATEST_SIZE, 300);
+            (0..10_000).for_each(|mac| assert!(table.learn(key(0, mac), 1, 1)));
+            std::thread::scope(|threads| {
+                threads.spawn(|| (10_000..50_000).for_each(|mac| assert!(table.learn(key(0, mac), 2, 1))));
+                table.flush_port(1);
+                assert_eq!(table.entries(1).iter().find(|e| e.port == 1), None);
+            });
+            assert_eq!(table.len(), 40_000);
         }
     }
 
