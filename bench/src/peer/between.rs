@@ -15,7 +15,8 @@ use crate::{machine, threads};
 /// Client ports of the guests.
 const PORTS: [u16; 2] = [1, 2];
 
-/// This switch, and the shims of two guests.
+/// This switch, and the shims of two guests. Let guests that poll end first: they run ahead of the kernel's own threads,
+/// which a switch waits for as it closes its TAP devices.
 #[derive(Debug)]
 pub struct Ours {
     // In the order in which they end.

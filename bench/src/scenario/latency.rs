@@ -106,6 +106,7 @@ fn ours(effort: &Effort) -> anyhow::Result<Vec<(&'static str, Timed)>> {
         "idle, polling",
         while_near(|| guests.alone(GAP_POLLING, effort.measure))?,
     ));
+    drop(guests);
     Ok(points)
 }
 

@@ -89,7 +89,9 @@ fn ours(effort: &Effort) -> anyhow::Result<Vec<Sample>> {
     let mut guests = Guests::start()?;
     let ours = Ours::start(&guests.sockets())?;
     guests.wait()?;
-    at_points(&ours, || measure(&mut guests, &ours, effort))
+    let samples = at_points(&ours, || measure(&mut guests, &ours, effort));
+    drop(guests);
+    samples
 }
 
 /// Samples for each of [`POINTS`], of what `measure` tells for each length: with the cycles that all threads ran, and with

@@ -24,7 +24,7 @@ fn ours(effort: &Effort) -> anyhow::Result<Vec<Sample>> {
     let mut guests = TimingGuests::start_large()?;
     let ours = Ours::start(&guests.sockets())?;
     guests.wait()?;
-    at_points(&ours, || {
+    let samples = at_points(&ours, || {
         guests.large(effort.warm_up)?;
         let samples = distance::while_near(|| {
             let before = cycles(&ours)?;
@@ -36,7 +36,9 @@ fn ours(effort: &Effort) -> anyhow::Result<Vec<Sample>> {
             }))
         })?;
         Ok(vec![samples])
-    })
+    });
+    drop(guests);
+    samples
 }
 
 fn ovs(effort: &Effort) -> anyhow::Result<Vec<Sample>> {
