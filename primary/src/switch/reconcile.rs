@@ -174,7 +174,7 @@ impl Switch {
 
     /// Brings a port into force. What is wrong with a new one is logged, but for what is in `told`.
     fn configure_port(&mut self, wanted: &Wanted<'_>, mut told: Vec<String>) {
-        let (vlan, mac) = (wanted.vlan(), wanted.mac());
+        let (vlan, mac) = (wanted.vlan(), wanted.mac(self.bridges.get(&wanted.bridge.name)));
         let mtu = wanted.mtu();
         let unfit_mtu = mtu.as_ref().err().cloned();
         let mtu = mtu.unwrap_or(DEFAULT_MTU);
@@ -396,13 +396,13 @@ impl Wanted<'_> {
         Kind::of(self.interface, &self.bridge.name)
     }
 
-    /// The address of its interface in the kernel, if it has one: the bridge's for the bridge's own, else the one asked
-    /// for, else one of its own.
-    fn mac(&self) -> MacAddr {
-        if self.interface.name == self.bridge.name {
-            return Settings::of(self.bridge).0.mac;
+    /// The address of its interface in the kernel, if it has one: that of its bridge, `bridge`, for the bridge's own, else the
+    /// one asked for, else one of its own.
+    fn mac(&self, bridge: Option<&BridgeState>) -> MacAddr {
+        match bridge {
+            Some(bridge) if bridge.name == self.interface.name => bridge.mac,
+            _ => self.interface.mac.unwrap_or_else(|| own_mac(self.interface.uuid)),
         }
-        self.interface.mac.unwrap_or_else(|| own_mac(self.interface.uuid))
     }
 
     fn asks_for_a_number(&self) -> bool {
