@@ -56,6 +56,17 @@ struct Receiving {
     recycled: ArrayVec<Mbuf, { 2 * BURST }>,
 }
 
+impl Receiving {
+    /// Keeps room for a burst of used mbufs: the client may be out of its share until they are taken back.
+    #[inline]
+    fn trim(&mut self, ledger: &Ledger) {
+        if self.recycled.len() > BURST {
+            let mut surplus: ArrayVec<Mbuf, { 2 * BURST }> = self.recycled.drain(BURST..).collect();
+            ledger.free_singles(&mut surplus);
+        }
+    }
+}
+
 /// The memory of a queue pair.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueMemory {
@@ -192,39 +203,68 @@ impl Queue {
             Err(RingCorrupt) => polled.bad_rings += 1,
         }
 
-        let room = half.recycled.remaining_capacity().min(BURST);
-        if room > 0 {
-            match half.free.dequeue(&mut entries[..room]) {
-                Ok(n) => {
-                    polled.moved += n;
-                    for &address in &entries[..n] {
-                        match ledger.take(address, self.owner) {
-                            Some(mbuf) => {
-                                returned += 1;
-                                half.recycled.push(mbuf);
-                            }
-                            None => polled.bad_mbufs += 1,
-                        }
-                    }
-                    // Frames of clients and NICs on other nodes came in these.
-                    ledger.free_others(self.pool, &mut half.recycled);
-                }
-                Err(RingCorrupt) => polled.bad_rings += 1,
-            }
-        }
-        if returned > 0 {
-            self.returned.store(
-                self.returned.load(Ordering::Relaxed).wrapping_add(returned),
-                Ordering::Relaxed,
-            );
-        }
+        let (back, more) = self.take_back(&mut half, ledger, &mut polled, &mut entries);
+        self.count_returned(returned + back);
         polled.bad_rings += u64::from(self.refill(&mut half, ledger, &mut polled.moved).is_err());
-        // Always room for a burst of used mbufs: the client may be out of its share until they are taken back.
-        if half.recycled.len() > BURST {
-            let mut surplus: ArrayVec<Mbuf, { 2 * BURST }> = half.recycled.drain(BURST..).collect();
-            ledger.free_singles(&mut surplus);
+        half.trim(ledger);
+        if more {
+            self.take_back_all(&mut half, ledger, &mut polled);
         }
         polled
+    }
+
+    /// Takes a burst of used mbufs back: how many they were, and whether there are more. A client that brings what it does
+    /// not have has no more: that could go on for ever.
+    #[inline(always)]
+    fn take_back(
+        &self,
+        half: &mut Receiving,
+        ledger: &Ledger,
+        polled: &mut Polled,
+        entries: &mut [usize; BURST],
+    ) -> (u32, bool) {
+        let Ok(n) = half.free.dequeue(entries) else {
+            polled.bad_rings += 1;
+            return (0, false);
+        };
+        let mut returned = 0;
+        for &address in &entries[..n] {
+            match ledger.take(address, self.owner) {
+                Some(mbuf) => {
+                    returned += 1;
+                    half.recycled.push(mbuf);
+                }
+                None => polled.bad_mbufs += 1,
+            }
+        }
+        polled.moved += n;
+        // Frames of clients and NICs on other nodes came in these.
+        ledger.free_others(self.pool, &mut half.recycled);
+        let more = n == BURST && polled.bad_mbufs == 0 && half.free.available() != Ok(0);
+        (returned, more)
+    }
+
+    /// Takes all used mbufs back: they count as the client's until then, and many a poll's worth may have come since the last
+    /// one, where other threads bring it frames too, or this one had to wait for its CPU.
+    #[cold]
+    fn take_back_all(&self, half: &mut Receiving, ledger: &Ledger, polled: &mut Polled) {
+        let mut entries = [0; BURST];
+        let mut more = true;
+        while more {
+            let back;
+            (back, more) = self.take_back(half, ledger, polled, &mut entries);
+            self.count_returned(back);
+            half.trim(ledger);
+        }
+    }
+
+    #[inline]
+    fn count_returned(&self, mbufs: u32) {
+        if mbufs > 0 {
+            let returned = self.returned.load(Ordering::Relaxed);
+            self.returned
+                .store(returned.wrapping_add(mbufs), Ordering::Relaxed);
+        }
     }
 
     /// Hands empty mbufs out, recycled ones first, up to the level.
