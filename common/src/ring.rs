@@ -84,6 +84,13 @@ impl RingMemory {
         })
     }
 
+    /// The NUMA node that it lies on, if this process created it.
+    pub fn node(&self) -> Option<usize> {
+        // SAFETY: null, or the descriptor of a memory zone that lives as long as the ring.
+        let zone = unsafe { self.zone.as_ref() }?;
+        usize::try_from(zone.socket_id).ok()
+    }
+
     /// The ring's address, the same in every process of this DPDK instance.
     pub fn address(&self) -> usize {
         self.base.as_ptr() as usize

@@ -25,14 +25,14 @@ fn boot(pages: [usize; 2]) -> NicHost {
     host
 }
 
-/// Adds port `port` to the bridge, and attaches a client that is kept on `cpu`.
+/// Adds port `port` to the bridge if it is not there, and attaches a client that is kept on `cpu`.
 fn attach(host: &mut NicHost, port: usize, cpu: usize) {
     host.vsctl(&format!(
-        "add-port br0 dpdkr{port} -- set Interface dpdkr{port} type=dpdkr"
+        "--may-exist add-port br0 dpdkr{port} -- set Interface dpdkr{port} type=dpdkr"
     ));
     host.check(&format!("mkfifo /tmp/in{port} && (sleep 10000 >/tmp/in{port} &)"));
     host.check(&format!(
-        "(taskset -c {cpu} bare-client </tmp/in{port} >/tmp/out{port} 2>&1 &)"
+        "(taskset -c {cpu} bare-client </tmp/in{port} >/tmp/out{port} 2>&1 & echo $! >/tmp/pid{port})"
     ));
     host.check(&format!(
         "echo 'attach /run/dpdk-vswitchd/attach.sock {port} 1 client' >/tmp/in{port}"
@@ -79,29 +79,55 @@ fn figure(host: &mut NicHost, key: &str) -> u32 {
         .unwrap_or_else(|| panic!("no {key} in {text:?}"))
 }
 
-/// With memory on both nodes each has a pool, and a client's mbufs come from its own node's.
+/// With memory on both nodes each has a pool, and a client's mbufs and rings come from its own node's.
 #[test]
-fn clients_have_mbufs_of_their_node() {
+fn clients_have_memory_of_their_node() {
     let mut host = boot([60, 60]);
     host.check("dpdk-vswitchd --socket-mem=64,96 -- --detach");
     host.vsctl("add-br br0");
     let free_keys = ["node0-mbufs-free", "node1-mbufs-free"];
-    let mut free = free_keys.map(|key| figure(&mut host, key));
+    let free = free_keys.map(|key| figure(&mut host, key));
     assert_eq!(figure(&mut host, "node0-mbufs"), 19_660);
     assert_eq!(figure(&mut host, "node1-mbufs"), 29_491);
     assert_eq!(figure(&mut host, "mbufs"), 19_660 + 29_491);
     assert_eq!(figure(&mut host, "mbufs-free"), free[0] + free[1]);
+    let mut left = free;
     for (port, node) in [(1, 1), (2, 0), (3, 1)] {
         attach(&mut host, port, node);
+        assert_eq!(attached(&mut host).last(), Some(&(port, node)));
         // Those that it has at its disposal.
-        free[node] -= ALLOC_LEVEL;
-        let expected = format!("node0-mbufs-free:{} ", free[0]);
-        let expected_too = format!("node1-mbufs-free:{}", free[1]);
-        host.wait_for(
-            &format!("client {port} has mbufs of node {node}"),
-            &format!("{APPCTL} memory/show"),
-            |text| text.contains(&expected) && text.ends_with(&expected_too),
-        );
+        left[node] -= ALLOC_LEVEL;
+        wait_for_free(&mut host, left);
     }
+    // The next client of a port may run elsewhere.
+    host.check("kill $(cat /tmp/pid*) && rm /tmp/in1");
+    wait_for_free(&mut host, free);
+    attach(&mut host, 1, 0);
+    assert_eq!(attached(&mut host), [(1, 1), (2, 0), (3, 1), (1, 0)]);
     host.appctl("exit");
+}
+
+fn wait_for_free(host: &mut NicHost, [first, second]: [u32; 2]) {
+    let expected = format!("node0-mbufs-free:{first} ");
+    let expected_too = format!("node1-mbufs-free:{second}");
+    host.wait_for(
+        "each node has what is not the clients'",
+        &format!("{APPCTL} memory/show"),
+        |text| text.contains(&expected) && text.ends_with(&expected_too),
+    );
+}
+
+/// Ports and the nodes of their rings, as clients attached to them.
+fn attached(host: &mut NicHost) -> Vec<(usize, usize)> {
+    let log = host.check("grep attached, /run/dpdk-vswitchd/dpdk-vswitchd.log");
+    let number = |text: &str, before: &str| {
+        let (_, rest) = text.split_once(before)?;
+        let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+        rest[..end].parse().ok()
+    };
+    let lines = log.lines();
+    let read = |line: &str| Some((number(line, "|port ")?, number(line, "rings on NUMA node ")?));
+    lines
+        .map(|line| read(line).unwrap_or_else(|| panic!("{line}")))
+        .collect()
 }

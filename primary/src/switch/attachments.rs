@@ -138,10 +138,17 @@ impl Ports for Switch {
             )));
         }
         let pool = self.clients.pool_for(node, queues, self.parts.ledger.pools());
-        let Some(memory) = self.clients.memory.get_mut(&hello.port) else {
-            return Err(no_memory("it has no rings".into()));
-        };
+        // Where no other node has memory, they lie where they should.
+        let several_nodes = self.parts.ledger.pools().len() > 1;
+        let memory = self
+            .clients
+            .memory_on(hello.port, node.filter(|_| several_nodes))
+            .map_err(no_memory)?;
         memory.grow(hello.port, queues).map_err(no_memory)?;
+        let place = match memory.node().filter(|_| several_nodes) {
+            Some(node) => format!(", rings on NUMA node {node}"),
+            None => String::new(),
+        };
         let memory = memory.reset(queues);
 
         let mut answer = Attached::new(queues as u32, true, mtu.into());
@@ -197,7 +204,7 @@ impl Ports for Switch {
         fault::point(Point::AttachAnswered);
         self.parts.stats.add(index.into(), Counter::Attached, 1);
         log::info!(
-            "port {} ({name}): {} attached, {queues} queue pair(s)",
+            "port {} ({name}): {} attached, {queues} queue pair(s){place}",
             hello.port,
             display(hello)
         );

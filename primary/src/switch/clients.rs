@@ -15,11 +15,13 @@ use crate::attach::ClientId;
 use crate::datapath::client_port::{QueueMemory, Session};
 use crate::datapath::port::PortIndex;
 
-/// The rings and control blocks of one ring port, kept from its configuration to its removal.
+/// The rings and control blocks of one ring port, there from its configuration to its removal.
 #[derive(Debug)]
 pub struct PortMemory {
     rings: Vec<[RingMemory; 4]>,
     controls: ControlBlocks,
+    /// The NUMA node that it was made for.
+    node: Option<usize>,
 }
 
 const ROLES: [(RingRole, u32); 4] = [
@@ -30,16 +32,18 @@ const ROLES: [(RingRole, u32); 4] = [
 ];
 
 impl PortMemory {
-    /// Makes the rings of port `port` with one queue pair. The control blocks are for all it may ever have.
+    /// Makes the rings of port `port` with one queue pair, on NUMA node `node` as far as that has room. The control blocks are
+    /// for all it may ever have.
     ///
     /// # Errors
     /// DPDK's text: there is no memory left, or somebody else's ring has the name.
-    pub fn create(port: u16) -> Result<PortMemory, String> {
-        let controls =
-            ControlBlocks::create(port, MAX_QUEUES, -1).map_err(|e| format!("control block: {e}"))?;
+    pub fn create(port: u16, node: Option<usize>) -> Result<PortMemory, String> {
+        let controls = near(node, |socket| ControlBlocks::create(port, MAX_QUEUES, socket))
+            .map_err(|e| format!("control block: {e}"))?;
         let mut memory = PortMemory {
             rings: Vec::new(),
             controls,
+            node,
         };
         match memory.grow(port, 1) {
             Ok(()) => Ok(memory),
@@ -59,7 +63,7 @@ impl PortMemory {
             let mut made = Vec::with_capacity(ROLES.len());
             for (role, size) in ROLES {
                 let name = ring_name(port, self.rings.len(), role);
-                match RingMemory::create(&name, size, -1) {
+                match near(self.node, |socket| RingMemory::create(&name, size, socket)) {
                     Ok(ring) => made.push(ring),
                     Err(e) => {
                         // SAFETY: made just now; nobody has seen them.
@@ -73,6 +77,11 @@ impl PortMemory {
             }
         }
         Ok(())
+    }
+
+    /// The NUMA node that its first ring lies on.
+    pub fn node(&self) -> Option<usize> {
+        self.rings.first()?[0].node()
     }
 
     /// Empties the first `queues` queue pairs for a new client. Only while no client is attached.
@@ -101,6 +110,13 @@ impl PortMemory {
         // SAFETY: as above.
         unsafe { self.controls.free() };
     }
+}
+
+/// Makes something on NUMA node `node`, or else wherever there is room.
+fn near<T>(node: Option<usize>, make: impl Fn(i32) -> Result<T, String>) -> Result<T, String> {
+    const SOCKET_ID_ANY: i32 = -1;
+    let there = node.and_then(|node| make(i32::try_from(node).ok()?).ok());
+    there.map_or_else(|| make(SOCKET_ID_ANY), Ok)
 }
 
 /// A client between its admission and its release.
@@ -147,6 +163,23 @@ pub struct Clients {
 }
 
 impl Clients {
+    /// The rings of `port`, which move to NUMA node `node` if they are not there. Only while no client is attached to it.
+    ///
+    /// # Errors
+    /// As [`PortMemory::create`].
+    pub fn memory_on(&mut self, port: u16, node: Option<usize>) -> Result<&mut PortMemory, String> {
+        let memory = match self.memory.remove(&port) {
+            Some(memory) if node.is_none() || memory.node == node => memory,
+            elsewhere => {
+                if let Some(memory) = elsewhere {
+                    memory.free();
+                }
+                PortMemory::create(port, node)?
+            }
+        };
+        Ok(self.memory.entry(port).insert_entry(memory).into_mut())
+    }
+
     /// Frees the rings of `port` if nobody is attached any more.
     pub fn free_if_unused(&mut self, port: u16) {
         if !self.claims.contains_key(&port)

@@ -337,7 +337,7 @@ impl Switch {
                 // A client that has just lost this port may not be dead yet: then its index stays, too.
                 let index = self.free_index().ok_or_else(no_index)?;
                 if !self.clients.memory.contains_key(port) {
-                    let memory = PortMemory::create(*port).map_err(|e| {
+                    let memory = PortMemory::create(*port, None).map_err(|e| {
                         format!("no memory for the rings of port {port} ({e}); raise dpdk-socket-mem")
                     })?;
                     self.clients.memory.insert(*port, memory);
