@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::bare::{Bare, Traffic};
 use crate::frames::{Frame, Mac, mac};
+use crate::pauses::Pauses;
 use crate::switch::Switch;
 
 /// Their addresses.
@@ -15,6 +16,7 @@ pub struct Bystanders {
     clients: [Bare; 2],
     /// Frames each way.
     count: u64,
+    pauses: Pauses,
 }
 
 /// How they fared: every frame came, once, in order and unaltered.
@@ -22,7 +24,7 @@ pub struct Bystanders {
 pub struct Calm {
     /// Frames that came, both ways together.
     pub frames: u64,
-    /// Longest time without one at either.
+    /// Longest time without one at either, less what a CPU was away.
     pub silence: Duration,
 }
 
@@ -44,9 +46,14 @@ impl Bystanders {
             seconds: 60 + seconds,
             ..Traffic::both_ways(count).0
         };
+        let pauses = Pauses::watch();
         clients[0].start_traffic(&one);
         clients[1].start_traffic(&one.peer());
-        Bystanders { clients, count }
+        Bystanders {
+            clients,
+            count,
+            pauses,
+        }
     }
 
     /// Waits for the end and checks that every frame came, others' between them or not.
@@ -62,7 +69,11 @@ impl Bystanders {
             silence = silence.max(Duration::from_micros(report.gap_us));
         }
         let frames = 2 * self.count;
-        println!("beside it: {frames} frames, longest silence {silence:?}");
+        let away = self.pauses.longest();
+        println!(
+            "beside it: {frames} frames, longest silence {silence:?}, a CPU was away for {away:?} at most"
+        );
+        silence = silence.saturating_sub(away);
         (self.clients, Calm { frames, silence })
     }
 }

@@ -32,6 +32,7 @@ pub mod guest;
 pub mod namespace;
 pub mod nic_host;
 pub mod packet;
+pub mod pauses;
 pub mod pcap;
 pub mod prerequisites;
 pub mod programs;
