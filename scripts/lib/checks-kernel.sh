@@ -56,6 +56,13 @@ check_cpu() {
         report warn cpu.isolated "no CPU is kept free of other work" \
             "for steady latency: isolcpus=LIST nohz_full=LIST on the kernel command line, and the same CPUs in other_config:pmd-cpu-mask"
     fi
+    # Threads of the switch and of shims that share a CPU take turns within a session only (decision 036)
+    if [ "$(line_of /proc/sys/kernel/sched_autogroup_enabled)" = 1 ]; then
+        report warn cpu.sessions "the kernel shares CPUs among sessions first" \
+            "where the switch and its shims share a CPU: sysctl kernel.sched_autogroup_enabled=0"
+    else
+        report ok cpu.sessions "the kernel does not share CPUs among sessions first"
+    fi
 }
 
 # --- kernel --------------------------------------------------------------------------

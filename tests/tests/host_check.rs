@@ -95,6 +95,13 @@ fn each_lack_is_named_with_the_way_to_mend_it() {
             "isolcpus=",
         ),
         (
+            &|h| h.write("proc/sys/kernel/sched_autogroup_enabled", "1\n"),
+            "cpu.sessions",
+            "warn",
+            "among sessions",
+            "sysctl kernel.sched_autogroup_enabled=0",
+        ),
+        (
             &|h| h.write("boot/config-6.1.0-fake", "CONFIG_UNIX=y\n"),
             "kernel.HUGETLBFS",
             "missing",
