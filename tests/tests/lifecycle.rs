@@ -19,4 +19,6 @@ fn sigint_ends_it_as_well() {
     switch.signal(Signal::SIGINT);
     assert!(switch.wait_for_end().success());
     switch.leftovers().assert_none();
+    let log = switch.log();
+    assert!(!log.contains("WARN"), "{log}");
 }

@@ -229,9 +229,11 @@ fn values_without_effect_are_named_once() {
     let switch = Switch::with_ports(&[1]);
     switch
         .vsctl("set Bridge br0 other_config:mac-aging-time=5 other_config:datapath-id=xyz fail_mode=secure");
+    switch.vsctl("set Bridge br0 stp_enable=true -- --id=@m create Mirror name=m select_all=true -- add Bridge br0 mirrors @m");
     switch.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x0 other_config:pmd-sleep-max=long");
-    switch.vsctl("set Port dpdkr1 tag=5 trunks=6,7");
-    switch.vsctl("set Interface dpdkr1 mtu_request=20000");
+    switch.vsctl("set Open_vSwitch . other_config:stats-update-interval=seldom");
+    switch.vsctl("set Port dpdkr1 tag=5 trunks=6,7 qos=@q -- --id=@q create QoS type=linux-htb");
+    switch.vsctl("set Interface dpdkr1 mtu_request=20000 mac=\\\"my-own\\\"");
     let error = switch.get("Interface", "dpdkr1", "error");
     assert!(error.contains("trunks of the port have no effect"), "{error}");
     assert!(
@@ -250,13 +252,17 @@ fn values_without_effect_are_named_once() {
         "bridge br0: OpenFlow is not supported",
         "other_config:pmd-cpu-mask: '0x0' names no CPU; the PMD threads stay as they are",
         "other_config:pmd-sleep-max=long is not a number of microseconds",
-        "; mtu_request=20000",
+        "bridge br0: not supported and without effect: mirrors, stp_enable",
+        "other_config:stats-update-interval=seldom is not a number of milliseconds; 5000 is used",
+        "port dpdkr1: not supported and without effect: qos",
+        "port dpdkr1: mac=my-own is not the address of an interface",
+        "port dpdkr1: mtu_request=20000",
         "bridge lo: port lo: the host has an interface 'lo' already",
         "port x: interface type 'gre' is not supported",
     ] {
         assert_eq!(log.matches(text).count(), 1, "{text}: {log}");
     }
-    switch.vsctl("clear Port dpdkr1 trunks -- clear Interface dpdkr1 mtu_request");
+    switch.vsctl("clear Port dpdkr1 trunks qos -- clear Interface dpdkr1 mtu_request mac");
     assert_eq!(switch.vsctl("get Interface dpdkr1 error"), "[]\n");
     Bare::attached(&switch, 1);
 }

@@ -3,8 +3,9 @@
 //! Every list is sorted by name, so that equal databases give equal values whatever the order in which rows arrived.
 //! A value outside its range (only possible with a foreign schema) counts as not set.
 
-use crate::{MacAddr, Uuid};
+use crate::Uuid;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// The whole configuration (table `Open_vSwitch` and what it reaches).
 #[derive(Clone, Debug, PartialEq, Default)]
@@ -29,6 +30,8 @@ pub struct BridgeConfig {
     pub protocols: Vec<String>,
     /// Sorted by target.
     pub controllers: Vec<ControllerConfig>,
+    /// Columns with a value that asks for what the switch does not have.
+    pub unsupported: Vec<&'static str>,
     pub ports: Vec<PortConfig>,
 }
 
@@ -63,6 +66,8 @@ pub struct PortConfig {
     pub trunks: Vec<u16>,
     pub vlan_mode: Option<VlanMode>,
     pub other_config: BTreeMap<String, String>,
+    /// Columns with a value that asks for what the switch does not have.
+    pub unsupported: Vec<&'static str>,
     pub interfaces: Vec<InterfaceConfig>,
 }
 
@@ -84,8 +89,8 @@ pub struct InterfaceConfig {
     /// The `type` column: `""`, `internal`, `dpdk`, `dpdkr`, `tap`, ...
     pub kind: String,
     pub options: BTreeMap<String, String>,
-    /// Address asked for; a column that holds no Ethernet address counts as not set.
-    pub mac: Option<MacAddr>,
+    /// Address asked for, as written by the user.
+    pub mac: Option<String>,
     /// Bytes.
     pub mtu_request: Option<i64>,
     /// 1..=65279.
@@ -99,6 +104,26 @@ pub struct InterfaceConfig {
     pub ingress_policing_kpkts_rate: i64,
     /// Thousand packets; 0: the default.
     pub ingress_policing_kpkts_burst: i64,
+}
+
+/// Statistics are not written more often than this, whatever `stats-update-interval` says.
+pub const MIN_STATS_INTERVAL: Duration = Duration::from_millis(5000);
+
+/// How often statistics are written, by `stats-update-interval` in milliseconds.
+///
+/// # Errors
+/// It is no number; [`MIN_STATS_INTERVAL`] counts.
+pub fn stats_interval(other_config: &BTreeMap<String, String>) -> Result<Duration, String> {
+    let Some(text) = other_config.get("stats-update-interval") else {
+        return Ok(MIN_STATS_INTERVAL);
+    };
+    let ms = text.trim().parse::<u32>().map_err(|_| {
+        format!(
+            "Open_vSwitch other_config:stats-update-interval={text} is not a number of milliseconds; {} is used",
+            MIN_STATS_INTERVAL.as_millis()
+        )
+    })?;
+    Ok(MIN_STATS_INTERVAL.max(Duration::from_millis(ms.into())))
 }
 
 impl SwitchConfig {

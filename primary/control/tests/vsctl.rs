@@ -117,10 +117,7 @@ fn settings_arrive_and_vanish() {
     );
     assert_eq!(port.vlan_mode, Some(VlanMode::NativeUntagged));
     let interface = &port.interfaces[0];
-    assert_eq!(
-        interface.mac.map(|m| m.to_string()).as_deref(),
-        Some("02:00:00:00:00:09")
-    );
+    assert_eq!(interface.mac.as_deref(), Some("02:00:00:00:00:09"));
     assert_eq!(
         (interface.mtu_request, interface.ofport_request),
         (Some(9000), Some(12))

@@ -275,9 +275,10 @@ impl MacTable {
         self.insert(key, port, now, false)
     }
 
-    /// Adds an entry that neither ages nor moves.
-    pub fn add_fixed(&self, key: Key, port: u16, now: u32) {
+    /// Adds an entry that neither ages nor moves; false if its buckets are full of such.
+    pub fn add_fixed(&self, key: Key, port: u16, now: u32) -> bool {
         self.insert(key, port, now, true);
+        self.buckets().view().find(key).is_some()
     }
 
     fn insert(&self, key: Key, port: u16, now: u32, fixed: bool) -> bool {
@@ -706,6 +707,18 @@ mod tests {
         assert_eq!(table.entries(1)[0].age, None);
         table.flush_port(3);
         assert!(table.is_empty());
+    }
+
+    /// More of them than the table has places for: who has no place is told so.
+    #[test]
+    fn a_fixed_entry_is_there_or_refused() {
+        let table = MacTable::new(LEAST_SIZE, 300);
+        let added: Vec<bool> = (0..20_000).map(|n| table.add_fixed(key(1, n), 3, 1)).collect();
+        let reader = table.reader(1);
+        for (n, added) in (0..).zip(&added) {
+            assert_eq!(reader.lookup(key(1, n)), added.then_some(3));
+        }
+        assert!(added.contains(&false) && added[..100].iter().all(|added| *added));
     }
 
     #[test]

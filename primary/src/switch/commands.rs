@@ -58,10 +58,12 @@ impl Switch {
                 let bridge = self.bridge(arg(0))?;
                 let port = self.ports.get(arg(1)).filter(|p| p.bridge == bridge.name);
                 let index = port.and_then(super::PortState::index).ok_or("no such port")?;
-                bridge
-                    .table
-                    .add_fixed(key(arg(2), arg(3))?, index, self.parts.clock.now());
-                Ok(String::new())
+                let key = key(arg(2), arg(3))?;
+                if bridge.table.add_fixed(key, index, self.parts.clock.now()) {
+                    Ok(String::new())
+                } else {
+                    Err("no room for it beside other static entries; raise the bridge's other_config:mac-table-size".into())
+                }
             }
             "fdb/del" => {
                 let bridge = self.bridge(arg(0))?;

@@ -86,7 +86,12 @@ const DEVICE_OPTIONS: &[&str] = &[
 
 /// Number of the historic name `ovs_dpdk_N`.
 fn historic(name: &str) -> Option<u16> {
-    let digits = name.strip_prefix("ovs_dpdk_")?;
+    numbered(name, "ovs_dpdk_")
+}
+
+/// N of the name `PREFIXN`, written as numbers are: 1, and not 01 or +1.
+fn numbered(name: &str, prefix: &str) -> Option<u16> {
+    let digits = name.strip_prefix(prefix)?;
     digits.parse().ok().filter(|n: &u16| n.to_string() == digits)
 }
 
@@ -112,9 +117,7 @@ impl Kind {
             "dpdkr" => {
                 let port = match interface.options.get("port") {
                     Some(_) => number(interface, "port", 0, 0..=u16::MAX)?,
-                    None => name
-                        .strip_prefix("dpdkr")
-                        .and_then(|n| n.parse().ok())
+                    None => numbered(name, "dpdkr")
                         .ok_or("which ring port? Set options:port=N, or name the interface dpdkrN")?,
                 };
                 Ok(Kind::Client { port })
@@ -306,6 +309,10 @@ mod tests {
             Ok(Kind::Kernel { queues: 2 })
         );
         assert_eq!(kind("dpdkr40", "dpdkr", &[]), Ok(Kind::Client { port: 40 }));
+        for unclear in ["dpdkr", "dpdkr01", "dpdkr+1", "dpdkr65536"] {
+            let error = kind(unclear, "dpdkr", &[]).unwrap_err();
+            assert!(error.contains("which ring port"), "{unclear}: {error}");
+        }
         assert_eq!(
             kind("vm1", "dpdkr", &[("port", "300")]),
             Ok(Kind::Client { port: 300 })

@@ -4,7 +4,7 @@
 //! | module | what is in it |
 //! |---|---|
 //! | [`bridges`] | what a Bridge row asks for |
-//! | [`kind`] | what an Interface row asks for |
+//! | [`ports`] | what a Port row and its Interface row ask for, [`kind`]: which kind of port |
 //! | [`kernel`] | interfaces in the host kernel |
 //! | [`limits`] | what an Interface row limits its traffic to |
 //! | [`clients`] | ring ports' memory and their clients |
@@ -27,6 +27,7 @@ pub mod limits;
 pub mod overload;
 pub mod pci;
 pub mod pmd_commands;
+pub mod ports;
 pub mod queues;
 pub mod reconcile;
 pub mod report;
@@ -37,7 +38,6 @@ use std::time::Duration;
 
 use vswitch_common::eal::locks::SharedLocks;
 use vswitch_common::ethdev::{self, Link, Setup};
-use vswitch_common::mbuf::DATA_ROOM;
 use vswitch_common::netdev::State;
 use vswitch_common::stats::layout::MAX_PORTS;
 use vswitch_common::stats::{PortBlock, PortInfo, Segment};
@@ -59,13 +59,6 @@ use kernel::{KernelPort, Watch};
 use kind::Kind;
 use overload::Overload;
 use queues::Queues;
-
-/// Payload of a frame by default, in bytes.
-pub const DEFAULT_MTU: u16 = 1500;
-/// Largest payload that may be asked for, in bytes; a device's driver may take less.
-pub const MAX_MTU: u16 = 16_000;
-/// The same for interfaces of the host kernel: what an mbuf holds.
-pub const MAX_KERNEL_MTU: u16 = (DATA_ROOM - FRAME_OVERHEAD) as u16;
 
 /// A configured bridge.
 #[derive(Debug)]
@@ -95,8 +88,8 @@ pub struct PortState {
     pub affinity: BTreeMap<u16, usize>,
     /// Its client is to poll when idle.
     pub busy_poll: bool,
-    /// What is wrong with its row, though it works.
-    pub complaint: Option<String>,
+    /// What is wrong with its rows, though it works.
+    pub complaints: Vec<String>,
     pub kind: Kind,
     pub backend: Backend,
 }
@@ -140,13 +133,18 @@ impl PortState {
         }
     }
 
-    /// Why it does not work, and what is wrong with its row.
+    /// Whom the log is about.
+    fn who(&self) -> String {
+        format!("bridge {}: port {}: ", self.bridge, self.name)
+    }
+
+    /// Why it does not work, and what is wrong with its rows.
     fn faults(&self) -> Vec<String> {
         let reason = match &self.backend {
             Backend::Local(reason) | Backend::Failed(reason) => Some(reason),
             _ => None,
         };
-        reason.into_iter().chain(&self.complaint).cloned().collect()
+        reason.into_iter().chain(&self.complaints).cloned().collect()
     }
 }
 
@@ -177,7 +175,7 @@ pub struct Switch {
     clients: Clients,
     queues: Queues,
     max_sleep: Option<Duration>,
-    /// What is wrong with what the database says of PMD threads.
+    /// What is wrong with what the database says of the switch as a whole.
     complaints: Vec<String>,
     overload: Overload,
     /// Devices that EAL attached at its start, by DPDK's port id.

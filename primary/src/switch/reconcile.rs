@@ -7,19 +7,18 @@ use std::sync::Arc;
 use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::Reason;
 use vswitch_control::MacAddr;
-use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, SwitchConfig, VlanMode};
+use vswitch_control::config::{self, SwitchConfig};
 
-use super::bridges::{Settings, own_mac};
+use super::bridges::{self, own_mac};
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
-use super::limits;
-use super::{Backend, BridgeState, DEFAULT_MTU, MAX_KERNEL_MTU, MAX_MTU, PortState, Switch, complain};
+use super::ports::{Settings, Wanted};
+use super::{Backend, BridgeState, PortState, Switch, complain};
 use crate::attach::{Notice, Refused};
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::MacTable;
 use crate::datapath::port::PortIndex;
-use crate::datapath::vlan::VlanPolicy;
 use crate::rxq::settings;
 
 /// Number of a bridge's own port, OFPP_LOCAL of OpenFlow 1.0.
@@ -73,6 +72,7 @@ impl Switch {
                 "Open_vSwitch other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"
             )),
         }
+        complaints.extend(config::stats_interval(&config.other_config).err());
         complain("", &mut self.complaints, complaints);
         self.configure_queues(config);
     }
@@ -81,8 +81,8 @@ impl Switch {
         let names: BTreeSet<&str> = config.bridges.iter().map(|b| b.name.as_str()).collect();
         self.bridges.retain(|name, _| names.contains(name.as_str()));
         for bridge in &config.bridges {
-            let (settings, complaints) = Settings::of(bridge);
-            let Settings {
+            let (settings, complaints) = bridges::Settings::of(bridge);
+            let bridges::Settings {
                 aging, table_size, ..
             } = settings;
             let state = self
@@ -172,112 +172,93 @@ impl Switch {
         }
     }
 
-    /// Brings a port into force. What is wrong with a new one is logged, but for what is in `told`.
-    fn configure_port(&mut self, wanted: &Wanted<'_>, mut told: Vec<String>) {
-        let (vlan, mac) = (wanted.vlan(), wanted.mac(self.bridges.get(&wanted.bridge.name)));
-        let mtu = wanted.mtu();
-        let unfit_mtu = mtu.as_ref().err().cloned();
-        let mtu = mtu.unwrap_or(DEFAULT_MTU);
-        let (limits, unlimited) = limits::of(wanted.interface);
-        let affinity = settings::affinity(&wanted.interface.other_config);
-        let unpinned = affinity.as_ref().err().cloned();
-        let affinity = affinity.unwrap_or_default();
-        let kind = wanted.kind();
-        let busy_poll = kind
-            .as_ref()
-            .map_or(Ok(false), |kind| kind.busy_poll(wanted.interface));
-        let sleeps = busy_poll.as_ref().err().cloned();
-        let busy_poll = busy_poll.unwrap_or_default();
-        let unfit = kind
-            .as_ref()
-            .ok()
-            .and_then(|kind| kind.unfit_options(wanted.interface));
-        let complaints = [
-            wanted.idle_trunks(),
-            unfit_mtu,
-            unlimited,
-            unpinned,
-            sleeps,
-            unfit,
-        ];
-        let complaint = complaints
-            .into_iter()
-            .flatten()
-            .reduce(|one, other| format!("{one}; {other}"));
-        let limiter = Limiter::new(limits, self.parts.clock).map(Arc::new);
-        let asked = wanted
-            .interface
-            .ofport_request
-            .filter(|n| self.ofport_is_free(&wanted.bridge.name, *n));
-        if let Some(state) = self.ports.get_mut(&wanted.interface.name) {
-            state.uuid = wanted.interface.uuid;
-            if let (Some(ofport), Some(_)) = (asked, state.index()) {
-                state.ofport = ofport;
+    /// Brings a port into force. What is wrong with it is logged, but for what is in `told`.
+    fn configure_port(&mut self, wanted: &Wanted<'_>, told: Vec<String>) {
+        let asked = wanted.settings();
+        if self.ports.contains_key(&wanted.interface.name) {
+            self.change_port(wanted, asked);
+        } else {
+            self.add_port(wanted, asked, told);
+        }
+    }
+
+    fn change_port(&mut self, wanted: &Wanted<'_>, asked: Settings) {
+        let mac = self.mac(wanted, &asked);
+        let number = wanted.interface.ofport_request;
+        let number = number.filter(|n| self.ofport_is_free(&wanted.bridge.name, *n));
+        let limiter = self.limiter(&asked);
+        let Some(state) = self.ports.get_mut(&wanted.interface.name) else {
+            return;
+        };
+        state.uuid = wanted.interface.uuid;
+        if let (Some(ofport), Some(_)) = (number, state.index()) {
+            state.ofport = ofport;
+        }
+        if state.vlan != asked.vlan {
+            log::info!("bridge {}: VLANs of port {} changed", state.bridge, state.name);
+            state.vlan = asked.vlan;
+            // What was learned in its old VLANs may be unreachable now.
+            if let (Some(index), Some(bridge)) = (state.index(), self.bridges.get(&state.bridge)) {
+                bridge.table.flush_port(index);
             }
-            if state.vlan != vlan {
-                log::info!("bridge {}: VLANs of port {} changed", state.bridge, state.name);
-                state.vlan = vlan;
-                // What was learned in its old VLANs may be unreachable now.
-                if let (Some(index), Some(bridge)) = (state.index(), self.bridges.get(&state.bridge)) {
-                    bridge.table.flush_port(index);
-                }
-            }
-            if state.limiter.as_ref().map(|l| l.limits()) != limiter.as_ref().map(|l| l.limits()) {
-                log::info!("bridge {}: limits of port {} changed", state.bridge, state.name);
-                state.limiter = limiter;
-            }
-            state.affinity = affinity;
-            if let Some(text) = complaint.as_ref().filter(|c| state.complaint.as_ref() != Some(c)) {
-                log::warn!("bridge {}: port {}: {text}", state.bridge, state.name);
-            }
-            state.complaint = complaint;
-            if let (Backend::Ethdev { setup, .. }, Ok(Kind::Ethdev { options, .. })) = (&state.backend, &kind)
-            {
-                let wanted_setup = options.setup(mtu);
-                if *setup != wanted_setup {
-                    self.restart_device(&wanted.interface.name, wanted_setup);
-                }
-                return;
-            }
-            let new_polling = std::mem::replace(&mut state.busy_poll, busy_poll) != busy_poll;
-            if let (true, Backend::Client { port, .. }) = (new_polling, &state.backend)
-                && let Some(claim) = self.clients.claims.get(port)
-            {
-                claim.session.set_busy_poll(busy_poll);
-            }
-            let new_mtu = std::mem::replace(&mut state.mtu, mtu) != mtu;
-            match &mut state.backend {
-                Backend::Client { port, .. } if new_mtu => {
-                    if let Some(claim) = self.clients.claims.get(port) {
-                        let change = Notice::State {
-                            carrier: true,
-                            mtu: mtu.into(),
-                        };
-                        self.notices.push((claim.client, change));
-                    }
-                }
-                Backend::Kernel { port, .. } => {
-                    if new_mtu {
-                        port.set_mtu(mtu);
-                    }
-                    port.set_mac(mac);
-                }
-                _ => {}
+        }
+        if state.limiter.as_ref().map(|l| l.limits()) != limiter.as_ref().map(|l| l.limits()) {
+            log::info!("bridge {}: limits of port {} changed", state.bridge, state.name);
+            state.limiter = limiter;
+        }
+        state.affinity = asked.affinity;
+        complain(&state.who(), &mut state.complaints, asked.complaints);
+        if let (Backend::Ethdev { setup, .. }, Ok(Kind::Ethdev { options, .. })) =
+            (&state.backend, &asked.kind)
+        {
+            let wanted_setup = options.setup(asked.mtu);
+            if *setup != wanted_setup {
+                self.restart_device(&wanted.interface.name, wanted_setup);
             }
             return;
         }
-        let (kind, backend) = match kind {
+        let new_polling = std::mem::replace(&mut state.busy_poll, asked.busy_poll) != asked.busy_poll;
+        let new_mtu = std::mem::replace(&mut state.mtu, asked.mtu) != asked.mtu;
+        match &mut state.backend {
+            Backend::Client { port, .. } => {
+                let Some(claim) = self.clients.claims.get(port) else {
+                    return;
+                };
+                if new_polling {
+                    claim.session.set_busy_poll(asked.busy_poll);
+                }
+                if new_mtu {
+                    let change = Notice::State {
+                        carrier: true,
+                        mtu: asked.mtu.into(),
+                    };
+                    self.notices.push((claim.client, change));
+                }
+            }
+            Backend::Kernel { port, .. } => {
+                if new_mtu {
+                    port.set_mtu(asked.mtu);
+                }
+                port.set_mac(mac);
+            }
+            Backend::Ethdev { .. } | Backend::Local(_) | Backend::Failed(_) => {}
+        }
+    }
+
+    fn add_port(&mut self, wanted: &Wanted<'_>, asked: Settings, mut told: Vec<String>) {
+        let name = wanted.interface.name.clone();
+        let mac = self.mac(wanted, &asked);
+        let limiter = self.limiter(&asked);
+        let (kind, backend) = match asked.kind {
             Ok(kind) => {
-                let name = &wanted.interface.name;
                 let backend = self
-                    .set_up(&kind, name, mac, mtu)
+                    .set_up(&kind, &name, mac, asked.mtu)
                     .unwrap_or_else(|reason| kind.without_backend(reason));
                 (kind, backend)
             }
             Err(e) => (Kind::Local, Backend::Failed(e)),
         };
         let ofport = self.choose_ofport(wanted, &kind, &backend);
-        let name = wanted.interface.name.clone();
         if !matches!(backend, Backend::Failed(_) | Backend::Local(_)) {
             log::info!(
                 "bridge {}: added port {name} as number {ofport}",
@@ -286,28 +267,40 @@ impl Switch {
         }
         let mtu = match &backend {
             Backend::Ethdev { io, .. } => io.device.mtu(),
-            _ => mtu,
+            _ => asked.mtu,
         };
         let state = PortState {
             uuid: wanted.interface.uuid,
             name: name.clone(),
             bridge: wanted.bridge.name.clone(),
             ofport,
-            vlan,
+            vlan: asked.vlan,
             mtu,
             limiter,
-            affinity,
-            busy_poll,
-            complaint,
+            affinity: asked.affinity,
+            busy_poll: asked.busy_poll,
+            complaints: asked.complaints,
             kind,
             backend,
         };
-        let who = format!("bridge {}: port {name}: ", state.bridge);
-        complain(&who, &mut told, state.faults());
+        complain(&state.who(), &mut told, state.faults());
         if let Some(index) = state.index() {
             self.parts.segment.clear_port(usize::from(index));
         }
         self.ports.insert(name, state);
+    }
+
+    fn limiter(&self, asked: &Settings) -> Option<Arc<Limiter>> {
+        Limiter::new(asked.limits, self.parts.clock).map(Arc::new)
+    }
+
+    /// The address of its interface in the kernel, if it has one: that of its bridge for the bridge's own, else the one asked
+    /// for, else one of its own.
+    fn mac(&self, wanted: &Wanted<'_>, asked: &Settings) -> MacAddr {
+        match self.bridges.get(&wanted.bridge.name) {
+            Some(bridge) if bridge.name == wanted.interface.name => bridge.mac,
+            _ => asked.mac.unwrap_or_else(|| own_mac(wanted.interface.uuid)),
+        }
     }
 
     fn set_up(&mut self, kind: &Kind, name: &str, mac: MacAddr, mtu: u16) -> Result<Backend, String> {
@@ -371,84 +364,5 @@ impl Switch {
         let asked = wanted.interface.ofport_request.filter(free);
         let historic = Kind::preferred_ofport(&wanted.interface.name).filter(free);
         asked.or(historic).or_else(|| (1..=65279).find(free)).unwrap_or(0)
-    }
-}
-
-/// An interface as the database wants it, with the rows it hangs on.
-#[derive(Debug, Clone, Copy)]
-struct Wanted<'a> {
-    bridge: &'a BridgeConfig,
-    port: &'a PortConfig,
-    interface: &'a InterfaceConfig,
-}
-
-impl Wanted<'_> {
-    fn kind(&self) -> Result<Kind, String> {
-        if self.port.interfaces.len() > 1 {
-            return Err(format!(
-                "port {} has several interfaces; bonding is not supported",
-                self.port.name
-            ));
-        }
-        if self.port.vlan_mode == Some(VlanMode::Dot1qTunnel) {
-            return Err("vlan_mode=dot1q-tunnel is not supported".into());
-        }
-        Kind::of(self.interface, &self.bridge.name)
-    }
-
-    /// The address of its interface in the kernel, if it has one: that of its bridge, `bridge`, for the bridge's own, else the
-    /// one asked for, else one of its own.
-    fn mac(&self, bridge: Option<&BridgeState>) -> MacAddr {
-        match bridge {
-            Some(bridge) if bridge.name == self.interface.name => bridge.mac,
-            _ => self.interface.mac.unwrap_or_else(|| own_mac(self.interface.uuid)),
-        }
-    }
-
-    fn asks_for_a_number(&self) -> bool {
-        self.interface.ofport_request.is_some() || Kind::preferred_ofport(&self.interface.name).is_some()
-    }
-
-    /// Bytes of payload, or why what is asked for can't be.
-    fn mtu(&self) -> Result<u16, String> {
-        let Some(asked) = self.interface.mtu_request else {
-            return Ok(DEFAULT_MTU);
-        };
-        let greatest = match self.kind() {
-            Ok(Kind::Local | Kind::Kernel { .. }) => MAX_KERNEL_MTU,
-            _ => MAX_MTU,
-        };
-        let possible = u16::try_from(asked)
-            .ok()
-            .filter(|mtu| (68..=greatest).contains(mtu));
-        possible.ok_or_else(|| {
-            format!("mtu_request={asked} is not within 68 to {greatest}; the port's MTU is {DEFAULT_MTU}")
-        })
-    }
-
-    /// Names trunks that an access port has, and carries not.
-    fn idle_trunks(&self) -> Option<String> {
-        let access = match self.port.vlan_mode {
-            Some(mode) => mode == VlanMode::Access,
-            None => self.port.tag.is_some(),
-        };
-        (access && !self.port.trunks.is_empty()).then(|| {
-            "trunks of the port have no effect: it is an access port by its tag or vlan_mode; for one that carries VLANs \
-             set vlan_mode=trunk, native-tagged or native-untagged"
-                .to_owned()
-        })
-    }
-
-    fn vlan(&self) -> VlanPolicy {
-        let tag = self.port.tag.unwrap_or(0);
-        let trunks = &self.port.trunks;
-        match self.port.vlan_mode {
-            Some(VlanMode::NativeTagged) => VlanPolicy::native(tag, trunks, true),
-            Some(VlanMode::NativeUntagged) => VlanPolicy::native(tag, trunks, false),
-            Some(VlanMode::Trunk) => VlanPolicy::trunk(trunks),
-            Some(VlanMode::Access) => VlanPolicy::access(tag),
-            Some(VlanMode::Dot1qTunnel) | None if self.port.tag.is_some() => VlanPolicy::access(tag),
-            Some(VlanMode::Dot1qTunnel) | None => VlanPolicy::trunk(trunks),
-        }
     }
 }

@@ -50,7 +50,7 @@ impl Switch {
             ofport: Some(port.ofport.into()),
             admin_state: state(true),
             mtu: Some(port.mtu.into()),
-            error: port.complaint.clone(),
+            error: (!port.complaints.is_empty()).then(|| port.complaints.join("; ")),
             ..InterfaceStatus::default()
         };
         let text = |pairs: &[(&str, String)]| -> BTreeMap<String, String> {

@@ -4,7 +4,8 @@
 //! schema rules them out, and another schema must not stop the switch.
 
 use super::replica::{Replica, Row};
-use super::value::Datum;
+use super::schema::TABLES;
+use super::value::{Atom, Datum};
 use crate::Uuid;
 use crate::config::{
     BridgeConfig, ControllerConfig, FailMode, InterfaceConfig, PortConfig, SwitchConfig, VlanMode,
@@ -40,6 +41,7 @@ fn bridge(replica: &Replica, uuid: Uuid, row: &Row) -> BridgeConfig {
         controllers: referenced(replica, row, "controller", "Controller", controller, |c| {
             &c.target
         }),
+        unsupported: unsupported(row, "Bridge"),
         ports: referenced(replica, row, "ports", "Port", port, |p| &p.name),
     }
 }
@@ -69,6 +71,7 @@ fn port(replica: &Replica, uuid: Uuid, row: &Row) -> PortConfig {
             _ => None,
         }),
         other_config: string_map(row, "other_config"),
+        unsupported: unsupported(row, "Port"),
         interfaces: referenced(replica, row, "interfaces", "Interface", interface, |i| &i.name),
     }
 }
@@ -80,7 +83,7 @@ fn interface(_: &Replica, uuid: Uuid, row: &Row) -> InterfaceConfig {
         uuid,
         kind: text(row, "type").unwrap_or_default(),
         options: string_map(row, "options"),
-        mac: text(row, "mac").and_then(|mac| mac.parse().ok()),
+        mac: text(row, "mac"),
         mtu_request: integer(row, "mtu_request").filter(|mtu| *mtu >= 1),
         ofport_request: integer(row, "ofport_request")
             .and_then(|port| u16::try_from(port).ok())
@@ -92,6 +95,18 @@ fn interface(_: &Replica, uuid: Uuid, row: &Row) -> InterfaceConfig {
         ingress_policing_kpkts_burst: at_least_0("ingress_policing_kpkts_burst"),
         name,
     }
+}
+
+/// The columns of a row of `table` that ask for what the switch does not have: they are not empty, and do not say no.
+fn unsupported(row: &Row, table: &str) -> Vec<&'static str> {
+    let columns = TABLES.iter().find(|spec| spec.name == table);
+    let columns = columns.map_or(&[][..], |spec| spec.unsupported);
+    let asks = |name: &&str| {
+        column(row, name)
+            .atoms()
+            .any(|atom| *atom != Atom::Boolean(false))
+    };
+    columns.iter().copied().filter(asks).collect()
 }
 
 /// The rows that a column of references leads to, built and sorted by `key`.
@@ -133,9 +148,8 @@ fn vlan(id: i64) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::schema::{TABLES, Watched};
+    use super::super::schema::Watched;
     use super::super::value::tests::any_datum;
-    use super::super::value::{Atom, Datum};
     use super::*;
     use proptest::prelude::*;
     use serde_json::json;
@@ -158,9 +172,10 @@ mod tests {
                 "Open_vSwitch": {id(1): {"new": {
                     "bridges": ["uuid", id(2)], "next_cfg": 7, "other_config": ["map", [["dpdk-extra", "-v"]]]}}},
                 "Bridge": {id(2): {"new": {
-                    "name": "br0", "datapath_type": "dpdk", "fail_mode": "secure", "ports": references(&[3, 4, 99])}}},
+                    "name": "br0", "datapath_type": "dpdk", "fail_mode": "secure", "ports": references(&[3, 4, 99]),
+                    "mirrors": references(&[77]), "stp_enable": true, "rstp_enable": false, "sflow": ["set", []]}}},
                 "Port": {
-                    id(3): {"new": {"name": "z", "tag": 5, "interfaces": ["uuid", id(5)]}},
+                    id(3): {"new": {"name": "z", "tag": 5, "interfaces": ["uuid", id(5)], "qos": ["uuid", id(55)], "protected": false}},
                     id(4): {"new": {"name": "a", "trunks": ["set", [10, 2, 5000]], "vlan_mode": "native-tagged",
                         "interfaces": references(&[6, 98])}}},
                 "Interface": {
@@ -178,6 +193,7 @@ mod tests {
             ("br0", "dpdk")
         );
         assert_eq!(bridge.fail_mode, Some(FailMode::Secure));
+        assert_eq!(bridge.unsupported, ["mirrors", "stp_enable"]);
         let [a, z] = bridge.ports.as_slice() else {
             panic!("{:?}", bridge.ports)
         };
@@ -188,16 +204,17 @@ mod tests {
         assert_eq!(a.vlan_mode, Some(VlanMode::NativeTagged));
         assert_eq!(a.interfaces.len(), 1);
         assert_eq!(
-            (a.interfaces[0].mac, a.interfaces[0].ofport_request),
-            (None, Some(9))
+            (a.interfaces[0].mac.as_deref(), a.interfaces[0].ofport_request),
+            (Some("nonsense"), Some(9))
         );
         assert_eq!(
             (a.interfaces[0].mtu_request, a.interfaces[0].ingress_policing_rate),
             (Some(9000), 100)
         );
         assert_eq!(a.interfaces[0].options["port"], "2");
+        assert_eq!(z.unsupported, ["qos"]);
         assert_eq!((z.tag, z.interfaces[0].kind.as_str()), (Some(5), "dpdk"));
-        assert_eq!(z.interfaces[0].mac.map(|m| m.0), Some([0, 0, 0, 0, 0, 2]));
+        assert_eq!(z.interfaces[0].mac.as_deref(), Some("00:00:00:00:00:02"));
         assert_eq!(z.interfaces[0].ofport_request, None);
     }
 
@@ -210,7 +227,7 @@ mod tests {
         ) {
             let mut rows: BTreeMap<(usize, u128), Row> = BTreeMap::new();
             for (table, uuid, column, datum) in cells {
-                let columns = TABLES[table].config;
+                let columns = [TABLES[table].config, TABLES[table].unsupported].concat();
                 rows.entry((table, uuid)).or_default().set(columns[column % columns.len()], datum);
             }
             for (which, uuid, to) in links {

@@ -4,10 +4,11 @@ use super::DATABASE;
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The columns of one table: those that configure the switch, and those it writes.
+/// The columns of one table: those that configure the switch, those that ask for what it does not have, and those it writes.
 pub(super) struct TableSpec {
     pub(super) name: &'static str,
     pub(super) config: &'static [&'static str],
+    pub(super) unsupported: &'static [&'static str],
     pub(super) status: &'static [&'static str],
 }
 
@@ -15,6 +16,7 @@ pub(super) const TABLES: &[TableSpec] = &[
     TableSpec {
         name: DATABASE,
         config: &["bridges", "other_config", "next_cfg"],
+        unsupported: &[],
         status: &[
             "cur_cfg",
             "dpdk_version",
@@ -35,11 +37,22 @@ pub(super) const TABLES: &[TableSpec] = &[
             "controller",
             "ports",
         ],
+        unsupported: &[
+            "flood_vlans",
+            "ipfix",
+            "mcast_snooping_enable",
+            "mirrors",
+            "netflow",
+            "rstp_enable",
+            "sflow",
+            "stp_enable",
+        ],
         status: &["datapath_id", "datapath_version", "status"],
     },
     TableSpec {
         name: "Port",
         config: &["name", "interfaces", "tag", "trunks", "vlan_mode", "other_config"],
+        unsupported: &["protected", "qos"],
         status: &[],
     },
     TableSpec {
@@ -57,6 +70,7 @@ pub(super) const TABLES: &[TableSpec] = &[
             "ingress_policing_kpkts_rate",
             "ingress_policing_kpkts_burst",
         ],
+        unsupported: &[],
         status: &[
             "ofport",
             "error",
@@ -75,6 +89,7 @@ pub(super) const TABLES: &[TableSpec] = &[
     TableSpec {
         name: "Controller",
         config: &["target", "max_backoff", "inactivity_probe", "other_config"],
+        unsupported: &[],
         status: &["is_connected", "role", "status"],
     },
 ];
@@ -83,7 +98,7 @@ pub(super) const TABLES: &[TableSpec] = &[
 pub(super) fn is_config(table: &str, column: &str) -> bool {
     TABLES
         .iter()
-        .any(|t| t.name == table && t.config.contains(&column))
+        .any(|t| t.name == table && (t.config.contains(&column) || t.unsupported.contains(&column)))
 }
 
 /// The columns of [`TABLES`] that the server knows, by table.
@@ -110,6 +125,7 @@ impl Watched {
             let known = spec
                 .config
                 .iter()
+                .chain(spec.unsupported)
                 .chain(spec.status)
                 .filter(|c| columns.contains_key(**c));
             watched.insert(spec.name, known.copied().collect());

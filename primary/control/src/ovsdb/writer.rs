@@ -3,12 +3,11 @@
 use super::LOCK;
 use super::diff::{cur_cfg_differs, operations};
 use super::replica::Replica;
+use crate::config::{self, MIN_STATS_INTERVAL};
 use crate::status::Status;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// Statistics are not written more often than this, whatever `stats-update-interval` says.
-const MIN_STATS_INTERVAL: Duration = Duration::from_millis(5000);
 /// After a refused transaction.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -107,16 +106,11 @@ impl Writer {
     }
 }
 
-/// `other_config:stats-update-interval`, in milliseconds there.
+/// How often statistics are written, as the database says.
 fn stats_interval(replica: &Replica) -> Duration {
     let other_config = replica.root().and_then(|(_, row)| row.get("other_config"));
-    let asked = other_config.map(|d| d.to_string_map()).unwrap_or_default();
-    let asked = asked
-        .get("stats-update-interval")
-        .and_then(|text| text.trim().parse::<u32>().ok());
-    asked.map_or(MIN_STATS_INTERVAL, |ms| {
-        MIN_STATS_INTERVAL.max(Duration::from_millis(ms.into()))
-    })
+    let other_config = other_config.map(|d| d.to_string_map()).unwrap_or_default();
+    config::stats_interval(&other_config).unwrap_or(MIN_STATS_INTERVAL)
 }
 
 /// Why a transaction failed: an error for the whole, or one among the results of its operations.

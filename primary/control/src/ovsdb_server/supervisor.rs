@@ -416,7 +416,8 @@ fn listen(stderr: impl BufRead, said: &Mutex<VecDeque<String>>) {
         if line.is_empty() {
             continue;
         }
-        if repeats.is_news(&line, Instant::now()) {
+        // That a signal ended it says who waits for it, if the signal was not ours.
+        if !line.contains("|fatal_signal|") && repeats.is_news(&line, Instant::now()) {
             log::warn!(target: "ovsdb_server", "{line}");
         }
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);

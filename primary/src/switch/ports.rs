@@ -1,0 +1,164 @@
+//! What a Port row and its Interface row ask for, with the defaults of Open vSwitch (ovs-vswitchd.conf.db(5)).
+
+use std::collections::BTreeMap;
+
+use vswitch_control::MacAddr;
+use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, VlanMode};
+
+use super::kind::Kind;
+use super::{bridges, limits};
+use crate::datapath::limit::Limits;
+use crate::datapath::port::FRAME_OVERHEAD;
+use crate::datapath::vlan::VlanPolicy;
+use crate::rxq::settings;
+use vswitch_common::mbuf::DATA_ROOM;
+
+/// Payload of a frame by default, in bytes.
+const DEFAULT_MTU: u16 = 1500;
+/// Smallest payload that may be asked for, in bytes: that of RFC 791.
+const LEAST_MTU: u16 = 68;
+/// Largest payload that may be asked for; a device's driver may take less.
+const MAX_MTU: u16 = 16_000;
+/// The same for interfaces of the host kernel: what an mbuf holds.
+pub const MAX_KERNEL_MTU: u16 = (DATA_ROOM - FRAME_OVERHEAD) as u16;
+
+/// An interface as the database wants it, with the rows it hangs on.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    pub bridge: &'a BridgeConfig,
+    pub port: &'a PortConfig,
+    pub interface: &'a InterfaceConfig,
+}
+
+/// What is configured of a port.
+#[derive(Debug)]
+pub struct Settings {
+    /// What it is, or why that can't be.
+    pub kind: Result<Kind, String>,
+    pub vlan: VlanPolicy,
+    pub mtu: u16,
+    pub mac: Option<MacAddr>,
+    pub limits: Limits,
+    /// The CPUs that receive queues are pinned to.
+    pub affinity: BTreeMap<u16, usize>,
+    /// Its client is to poll when idle.
+    pub busy_poll: bool,
+    /// What is wrong in the rows or has no effect, though the port works.
+    pub complaints: Vec<String>,
+}
+
+impl Wanted<'_> {
+    /// Reads the rows. Where something in them is wrong the default counts.
+    pub fn settings(&self) -> Settings {
+        let mut complaints = Vec::new();
+        let kind = self.kind();
+        complaints.extend(self.idle_trunks());
+        let mtu = noted(self.mtu(&kind), &mut complaints).unwrap_or(DEFAULT_MTU);
+        let mac = noted(self.mac(), &mut complaints).flatten();
+        let (limits, unlimited) = limits::of(self.interface);
+        complaints.extend(unlimited);
+        let affinity = settings::affinity(&self.interface.other_config);
+        let affinity = noted(affinity, &mut complaints).unwrap_or_default();
+        let mut busy_poll = false;
+        if let Ok(kind) = &kind {
+            busy_poll = noted(kind.busy_poll(self.interface), &mut complaints).unwrap_or_default();
+            complaints.extend(kind.unfit_options(self.interface));
+        }
+        complaints.extend(unsupported(&self.port.unsupported));
+        Settings {
+            kind,
+            vlan: self.vlan(),
+            mtu,
+            mac,
+            limits,
+            affinity,
+            busy_poll,
+            complaints,
+        }
+    }
+
+    /// What it is.
+    ///
+    /// # Errors
+    /// What is wrong with the rows and how to put it right.
+    pub fn kind(&self) -> Result<Kind, String> {
+        if self.port.interfaces.len() > 1 {
+            return Err(format!(
+                "port {} has several interfaces; bonding is not supported",
+                self.port.name
+            ));
+        }
+        if self.port.vlan_mode == Some(VlanMode::Dot1qTunnel) {
+            return Err("vlan_mode=dot1q-tunnel is not supported".into());
+        }
+        Kind::of(self.interface, &self.bridge.name)
+    }
+
+    /// Does it ask for a number on its bridge?
+    pub fn asks_for_a_number(&self) -> bool {
+        self.interface.ofport_request.is_some() || Kind::preferred_ofport(&self.interface.name).is_some()
+    }
+
+    fn mac(&self) -> Result<Option<MacAddr>, String> {
+        let Some(text) = &self.interface.mac else {
+            return Ok(None);
+        };
+        let mac = bridges::of_one(text);
+        mac.map(Some)
+            .ok_or_else(|| format!("mac={text} is not the address of an interface; the default is used"))
+    }
+
+    fn mtu(&self, kind: &Result<Kind, String>) -> Result<u16, String> {
+        let Some(asked) = self.interface.mtu_request else {
+            return Ok(DEFAULT_MTU);
+        };
+        let greatest = match kind {
+            Ok(Kind::Local | Kind::Kernel { .. }) => MAX_KERNEL_MTU,
+            _ => MAX_MTU,
+        };
+        let possible = u16::try_from(asked)
+            .ok()
+            .filter(|mtu| (LEAST_MTU..=greatest).contains(mtu));
+        possible.ok_or_else(|| {
+            format!(
+                "mtu_request={asked} is not within {LEAST_MTU} to {greatest}; the port's MTU is {DEFAULT_MTU}"
+            )
+        })
+    }
+
+    /// Names trunks that an access port has, and carries not.
+    fn idle_trunks(&self) -> Option<String> {
+        let access = match self.port.vlan_mode {
+            Some(mode) => mode == VlanMode::Access,
+            None => self.port.tag.is_some(),
+        };
+        (access && !self.port.trunks.is_empty()).then(|| {
+            "trunks of the port have no effect: it is an access port by its tag or vlan_mode; for one that carries VLANs \
+             set vlan_mode=trunk, native-tagged or native-untagged"
+                .to_owned()
+        })
+    }
+
+    fn vlan(&self) -> VlanPolicy {
+        let tag = self.port.tag.unwrap_or(0);
+        let trunks = &self.port.trunks;
+        match self.port.vlan_mode {
+            Some(VlanMode::NativeTagged) => VlanPolicy::native(tag, trunks, true),
+            Some(VlanMode::NativeUntagged) => VlanPolicy::native(tag, trunks, false),
+            Some(VlanMode::Trunk) => VlanPolicy::trunk(trunks),
+            Some(VlanMode::Access) => VlanPolicy::access(tag),
+            Some(VlanMode::Dot1qTunnel) | None if self.port.tag.is_some() => VlanPolicy::access(tag),
+            Some(VlanMode::Dot1qTunnel) | None => VlanPolicy::trunk(trunks),
+        }
+    }
+}
+
+/// The value; an error goes to `complaints`.
+fn noted<T>(value: Result<T, String>, complaints: &mut Vec<String>) -> Option<T> {
+    value.map_err(|text| complaints.push(text)).ok()
+}
+
+/// Names columns of a row that ask for what the switch does not have.
+pub fn unsupported(columns: &[&str]) -> Option<String> {
+    (!columns.is_empty()).then(|| format!("not supported and without effect: {}", columns.join(", ")))
+}
