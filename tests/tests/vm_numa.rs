@@ -92,9 +92,11 @@ fn clients_have_memory_of_their_node() {
     assert_eq!(figure(&mut host, "mbufs"), 19_660 + 29_491);
     assert_eq!(figure(&mut host, "mbufs-free"), free[0] + free[1]);
     let mut left = free;
+    let mut attached = Vec::new();
     for (port, node) in [(1, 1), (2, 0), (3, 1)] {
         attach(&mut host, port, node);
-        assert_eq!(attached(&mut host).last(), Some(&(port, node)));
+        attached.push((port, node));
+        wait_for_attached(&mut host, &attached);
         // Those that it has at its disposal.
         left[node] -= ALLOC_LEVEL;
         wait_for_free(&mut host, left);
@@ -103,7 +105,8 @@ fn clients_have_memory_of_their_node() {
     host.check("kill $(cat /tmp/pid*) && rm /tmp/in1");
     wait_for_free(&mut host, free);
     attach(&mut host, 1, 0);
-    assert_eq!(attached(&mut host), [(1, 1), (2, 0), (3, 1), (1, 0)]);
+    attached.push((1, 0));
+    wait_for_attached(&mut host, &attached);
     host.appctl("exit");
 }
 
@@ -117,17 +120,17 @@ fn wait_for_free(host: &mut NicHost, [first, second]: [u32; 2]) {
     );
 }
 
-/// Ports and the nodes of their rings, as clients attached to them.
-fn attached(host: &mut NicHost) -> Vec<(usize, usize)> {
-    let log = host.check("grep attached, /run/dpdk-vswitchd/dpdk-vswitchd.log");
+/// Waits until the log has these ports with the nodes of their rings, as clients attached to them.
+fn wait_for_attached(host: &mut NicHost, expected: &[(usize, usize)]) {
     let number = |text: &str, before: &str| {
         let (_, rest) = text.split_once(before)?;
         let end = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
         rest[..end].parse().ok()
     };
-    let lines = log.lines();
     let read = |line: &str| Some((number(line, "|port ")?, number(line, "rings on NUMA node ")?));
-    lines
-        .map(|line| read(line).unwrap_or_else(|| panic!("{line}")))
-        .collect()
+    host.wait_for(
+        "the rings of each client are on its node",
+        "grep attached, /run/dpdk-vswitchd/dpdk-vswitchd.log",
+        |log| log.lines().filter_map(read).eq(expected.iter().copied()),
+    );
 }

@@ -213,8 +213,7 @@ impl Queue {
         polled
     }
 
-    /// Takes a burst of used mbufs back: how many they were, and whether there are more. A client that brings what it does
-    /// not have has no more: that could go on for ever.
+    /// Takes a burst of used mbufs back: how many they were, and whether there are more.
     #[inline(always)]
     fn take_back(
         &self,
@@ -240,21 +239,21 @@ impl Queue {
         polled.moved += n;
         // Frames of clients and NICs on other nodes came in these.
         ledger.free_others(self.pool, &mut half.recycled);
-        let more = n == BURST && polled.bad_mbufs == 0 && half.free.available() != Ok(0);
-        (returned, more)
+        (returned, n == BURST && half.free.available() != Ok(0))
     }
 
-    /// Takes all used mbufs back: they count as the client's until then, and many a poll's worth may have come since the last
-    /// one, where other threads bring it frames too, or this one had to wait for its CPU.
+    /// Takes all used mbufs back, up to the client's share: they count as its own until then, and many a poll's worth may have
+    /// come since the last one, where other threads bring it frames too, or this one had to wait for its CPU.
     #[cold]
     fn take_back_all(&self, half: &mut Receiving, ledger: &Ledger, polled: &mut Polled) {
         let mut entries = [0; BURST];
-        let mut more = true;
-        while more {
-            let back;
-            (back, more) = self.take_back(half, ledger, polled, &mut entries);
+        for _ in 0..QUOTA as usize / BURST {
+            let (back, more) = self.take_back(half, ledger, polled, &mut entries);
             self.count_returned(back);
             half.trim(ledger);
+            if !more {
+                break;
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use vswitch_common::mbuf::DATA_ROOM;
 use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, VlanMode};
 
@@ -11,7 +12,6 @@ use crate::datapath::limit::Limits;
 use crate::datapath::port::FRAME_OVERHEAD;
 use crate::datapath::vlan::VlanPolicy;
 use crate::rxq::settings;
-use vswitch_common::mbuf::DATA_ROOM;
 
 /// Payload of a frame by default, in bytes.
 const DEFAULT_MTU: u16 = 1500;
@@ -20,7 +20,7 @@ const LEAST_MTU: u16 = 68;
 /// Largest payload that may be asked for; a device's driver may take less.
 const MAX_MTU: u16 = 16_000;
 /// The same for interfaces of the host kernel: what an mbuf holds.
-pub const MAX_KERNEL_MTU: u16 = (DATA_ROOM - FRAME_OVERHEAD) as u16;
+const MAX_KERNEL_MTU: u16 = (DATA_ROOM - FRAME_OVERHEAD) as u16;
 
 /// An interface as the database wants it, with the rows it hangs on.
 #[derive(Debug, Clone, Copy)]
@@ -161,4 +161,81 @@ fn noted<T>(value: Result<T, String>, complaints: &mut Vec<String>) -> Option<T>
 /// Names columns of a row that ask for what the switch does not have.
 pub fn unsupported(columns: &[&str]) -> Option<String> {
     (!columns.is_empty()).then(|| format!("not supported and without effect: {}", columns.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a VM port asks for whose rows are changed by `change`.
+    fn of(change: impl FnOnce(&mut PortConfig, &mut InterfaceConfig)) -> Settings {
+        let mut port = PortConfig::default();
+        let mut interface = InterfaceConfig {
+            name: "dpdkr1".into(),
+            kind: "dpdkr".into(),
+            ..InterfaceConfig::default()
+        };
+        change(&mut port, &mut interface);
+        let bridge = BridgeConfig::default();
+        let wanted = Wanted {
+            bridge: &bridge,
+            port: &port,
+            interface: &interface,
+        };
+        wanted.settings()
+    }
+
+    #[test]
+    fn a_port_is_as_its_rows_say() {
+        let plain = of(|_, _| {});
+        assert_eq!(plain.kind, Ok(Kind::Client { port: 1 }));
+        assert_eq!((plain.mtu, plain.mac, plain.busy_poll), (1500, None, false));
+        assert_eq!(plain.vlan, VlanPolicy::trunk(&[]));
+        let asked = of(|port, interface| {
+            port.tag = Some(7);
+            interface.mtu_request = Some(9000);
+            interface.mac = Some("02:00:00:00:00:09".into());
+            interface.options.insert("busy-poll".into(), "true".into());
+        });
+        let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+        assert_eq!((asked.mtu, asked.mac, asked.busy_poll), (9000, Some(mac), true));
+        assert_eq!(asked.vlan, VlanPolicy::access(7));
+        assert!(plain.complaints.is_empty() && asked.complaints.is_empty());
+    }
+
+    #[test]
+    fn what_is_wrong_or_without_effect_is_named_and_the_default_counts() {
+        type Change = fn(&mut PortConfig, &mut InterfaceConfig);
+        let cases: [(&str, Change); 8] = [
+            ("mtu_request=67 is not within 68 to 16000", |_, i| {
+                i.mtu_request = Some(67)
+            }),
+            ("mtu_request=70000 is not", |_, i| i.mtu_request = Some(70_000)),
+            ("mac=nonsense is not", |_, i| i.mac = Some("nonsense".into())),
+            ("mac=01:00:00:00:00:01 is not", |_, i| {
+                i.mac = Some("01:00:00:00:00:01".into())
+            }),
+            ("trunks of the port have no effect", |p, _| {
+                (p.tag, p.trunks) = (Some(1), vec![2])
+            }),
+            ("options:busy-poll=yes is neither", |_, i| {
+                i.options.insert("busy-poll".into(), "yes".into());
+            }),
+            ("options:mtu has no effect", |_, i| {
+                i.options.insert("mtu".into(), "9000".into());
+            }),
+            ("not supported and without effect: protected, qos", |p, _| {
+                p.unsupported = vec!["protected", "qos"];
+            }),
+        ];
+        for (text, change) in cases {
+            let asked = of(change);
+            let [complaint] = &asked.complaints[..] else {
+                panic!("{text}: {:?}", asked.complaints)
+            };
+            assert!(complaint.starts_with(text), "{complaint}");
+            assert_eq!((asked.mtu, asked.mac, asked.busy_poll), (1500, None, false));
+            assert_eq!(asked.kind, Ok(Kind::Client { port: 1 }));
+        }
+    }
 }
