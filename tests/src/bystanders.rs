@@ -24,8 +24,10 @@ pub struct Bystanders {
 pub struct Calm {
     /// Frames that came, both ways together.
     pub frames: u64,
-    /// Longest time without one at either, less what a CPU was away.
+    /// Longest time without one at either.
     pub silence: Duration,
+    /// Longest time that a CPU was away meanwhile: so much of the silence may be the machine's.
+    pub away: Duration,
 }
 
 impl Bystanders {
@@ -73,7 +75,11 @@ impl Bystanders {
         println!(
             "beside it: {frames} frames, longest silence {silence:?}, a CPU was away for {away:?} at most"
         );
-        silence = silence.saturating_sub(away);
-        (self.clients, Calm { frames, silence })
+        let calm = Calm {
+            frames,
+            silence,
+            away,
+        };
+        (self.clients, calm)
     }
 }

@@ -32,10 +32,20 @@ impl Pauses {
     }
 
     /// The longest time that a CPU was away.
-    pub fn longest(self) -> Duration {
+    ///
+    /// # Panics
+    /// If a CPU could not be watched.
+    pub fn longest(mut self) -> Duration {
         self.stop.store(true, Ordering::Relaxed);
-        let ends = self.threads.into_iter().map(|thread| thread.join());
-        ends.flatten().max().unwrap_or_default()
+        let threads = std::mem::take(&mut self.threads).into_iter();
+        let times = threads.map(|thread| thread.join().expect("its CPU could not be watched"));
+        times.max().unwrap_or_default()
+    }
+}
+
+impl Drop for Pauses {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
     }
 }
 

@@ -19,7 +19,7 @@ const PACE: u64 = 20_000;
 #[track_caller]
 fn finish(bystanders: Bystanders) -> [Bare; 2] {
     let (clients, calm) = bystanders.finish();
-    assert!(calm.silence < OUTAGE, "{calm:?}");
+    assert!(calm.silence < OUTAGE + calm.away, "{calm:?}");
     clients
 }
 

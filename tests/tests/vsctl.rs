@@ -255,7 +255,7 @@ fn values_without_effect_are_named_once() {
         "bridge br0: not supported and without effect: mirrors, stp_enable",
         "other_config:stats-update-interval=seldom is not a number of milliseconds; 5000 is used",
         "port dpdkr1: not supported and without effect: qos",
-        "port dpdkr1: mac=my-own is not the address of an interface",
+        "port dpdkr1: mac has no effect on a VM port",
         "port dpdkr1: mtu_request=20000",
         "bridge lo: port lo: the host has an interface 'lo' already",
         "port x: interface type 'gre' is not supported",
@@ -412,6 +412,9 @@ fn appctl_answers() {
         .collect();
     assert_eq!(row[..3], ["1", "0", "02:00:00:00:00:01"]);
     switch.appctl("fdb/add br0 dpdkr2 0 02:00:00:00:00:33");
+    assert!(switch.appctl("fdb/show br0").contains("static"));
+    // It stays when the table gets another size.
+    switch.vsctl("set Bridge br0 other_config:mac-table-size=100");
     assert!(switch.appctl("fdb/show br0").contains("static"));
     switch.appctl("fdb/flush");
     assert_eq!(switch.appctl("vlog/set attach:dbg"), "");

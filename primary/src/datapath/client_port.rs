@@ -226,6 +226,7 @@ impl Queue {
             polled.bad_rings += 1;
             return (0, false);
         };
+        debug_assert!(half.recycled.len() <= BURST, "trimmed after each burst");
         let mut returned = 0;
         for &address in &entries[..n] {
             match ledger.take(address, self.owner) {
@@ -239,7 +240,9 @@ impl Queue {
         polled.moved += n;
         // Frames of clients and NICs on other nodes came in these.
         ledger.free_others(self.pool, &mut half.recycled);
-        (returned, n == BURST && half.free.available() != Ok(0))
+        // Of a client that brings what it does not have no more is taken at once.
+        let more = returned as usize == BURST && half.free.available().is_ok_and(|left| left > 0);
+        (returned, more)
     }
 
     /// Takes all used mbufs back, up to the client's share: they count as its own until then, and many a poll's worth may have
@@ -395,7 +398,7 @@ impl Queue {
     /// Is there something to take from the client, or something wrong with its rings, for which it is evicted soon?
     pub fn has_work(&self) -> bool {
         let mut half = self.receiving.lock();
-        half.tx.available() != Ok(0) || (half.free.available() != Ok(0) && !half.recycled.is_full())
+        half.tx.available() != Ok(0) || half.free.available() != Ok(0)
     }
 
     /// Readable when the client has rung.

@@ -281,6 +281,14 @@ impl MacTable {
         self.buckets().view().find(key).is_some()
     }
 
+    /// Adds the fixed entries of `other`; says how many find no room.
+    pub fn add_fixed_of(&self, other: &MacTable, now: u32) -> usize {
+        let fixed = other.entries(now).into_iter().filter(|entry| entry.age.is_none());
+        fixed
+            .filter(|entry| !self.add_fixed(Key::new(entry.vlan, entry.mac), entry.port, now))
+            .count()
+    }
+
     fn insert(&self, key: Key, port: u16, now: u32, fixed: bool) -> bool {
         let mut writer = self.lock();
         let value = Value::new(port, now, fixed);
@@ -719,6 +727,17 @@ mod tests {
             assert_eq!(reader.lookup(key(1, n)), added.then_some(3));
         }
         assert!(added.contains(&false) && added[..100].iter().all(|added| *added));
+        // A larger table takes them over, and nothing else; another one as small has no room for all of them.
+        table.learn(key(1, 30_000), 4, 1);
+        let larger = MacTable::new(30_000, 300);
+        let count = added.iter().filter(|added| **added).count();
+        assert_eq!(
+            (larger.add_fixed_of(&table, 2), larger.entries(2).len()),
+            (0, count)
+        );
+        let small = MacTable::new(LEAST_SIZE, 300);
+        let lost = small.add_fixed_of(&larger, 2);
+        assert_eq!(lost + small.entries(2).len(), count);
     }
 
     #[test]

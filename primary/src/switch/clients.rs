@@ -20,8 +20,8 @@ use crate::datapath::port::PortIndex;
 pub struct PortMemory {
     rings: Vec<[RingMemory; 4]>,
     controls: ControlBlocks,
-    /// The NUMA node that it was made for.
-    node: Option<usize>,
+    /// The NUMA node that it is wanted on. It lies elsewhere where there was no room.
+    wanted: Option<usize>,
 }
 
 const ROLES: [(RingRole, u32); 4] = [
@@ -43,7 +43,7 @@ impl PortMemory {
         let mut memory = PortMemory {
             rings: Vec::new(),
             controls,
-            node,
+            wanted: node,
         };
         match memory.grow(port, 1) {
             Ok(()) => Ok(memory),
@@ -63,7 +63,7 @@ impl PortMemory {
             let mut made = Vec::with_capacity(ROLES.len());
             for (role, size) in ROLES {
                 let name = ring_name(port, self.rings.len(), role);
-                match near(self.node, |socket| RingMemory::create(&name, size, socket)) {
+                match near(self.wanted, |socket| RingMemory::create(&name, size, socket)) {
                     Ok(ring) => made.push(ring),
                     Err(e) => {
                         // SAFETY: made just now; nobody has seen them.
@@ -163,13 +163,18 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// The rings of `port`, which move to NUMA node `node` if they are not there. Only while no client is attached to it.
+    /// The rings of `port`, which move to NUMA node `node` if they are not there and this was not tried just before. Only while no
+    /// client is attached to it.
     ///
     /// # Errors
     /// As [`PortMemory::create`].
     pub fn memory_on(&mut self, port: u16, node: Option<usize>) -> Result<&mut PortMemory, String> {
         let memory = match self.memory.remove(&port) {
-            Some(memory) if node.is_none() || memory.node == node => memory,
+            Some(memory) if node.is_none() || memory.wanted == node => memory,
+            Some(memory) if memory.node() == node => PortMemory {
+                wanted: node,
+                ..memory
+            },
             elsewhere => {
                 if let Some(memory) = elsewhere {
                     memory.free();

@@ -54,7 +54,7 @@ impl Wanted<'_> {
         let kind = self.kind();
         complaints.extend(self.idle_trunks());
         let mtu = noted(self.mtu(&kind), &mut complaints).unwrap_or(DEFAULT_MTU);
-        let mac = noted(self.mac(), &mut complaints).flatten();
+        let mac = noted(self.mac(&kind), &mut complaints).flatten();
         let (limits, unlimited) = limits::of(self.interface);
         complaints.extend(unlimited);
         let affinity = settings::affinity(&self.interface.other_config);
@@ -99,13 +99,23 @@ impl Wanted<'_> {
         self.interface.ofport_request.is_some() || Kind::preferred_ofport(&self.interface.name).is_some()
     }
 
-    fn mac(&self) -> Result<Option<MacAddr>, String> {
+    fn mac(&self, kind: &Result<Kind, String>) -> Result<Option<MacAddr>, String> {
         let Some(text) = &self.interface.mac else {
             return Ok(None);
         };
-        let mac = bridges::of_one(text);
-        mac.map(Some)
-            .ok_or_else(|| format!("mac={text} is not the address of an interface; the default is used"))
+        match kind {
+            Ok(Kind::Kernel { .. }) => bridges::of_one(text)
+                .map(Some)
+                .ok_or_else(|| format!("mac={text} is not the address of an interface; the default is used")),
+            Ok(Kind::Local) => {
+                Err("mac has no effect on a bridge's own port; set the bridge's other_config:hwaddr".into())
+            }
+            Ok(Kind::Client { .. }) => {
+                Err("mac has no effect on a VM port; QEMU gives a VM its address".into())
+            }
+            Ok(Kind::Ethdev { .. }) => Err("mac has no effect on a NIC".into()),
+            Err(_) => Ok(None),
+        }
     }
 
     fn mtu(&self, kind: &Result<Kind, String>) -> Result<u16, String> {
@@ -169,10 +179,14 @@ mod tests {
 
     /// What a VM port asks for whose rows are changed by `change`.
     fn of(change: impl FnOnce(&mut PortConfig, &mut InterfaceConfig)) -> Settings {
+        of_type("dpdkr", change)
+    }
+
+    fn of_type(kind: &str, change: impl FnOnce(&mut PortConfig, &mut InterfaceConfig)) -> Settings {
         let mut port = PortConfig::default();
         let mut interface = InterfaceConfig {
             name: "dpdkr1".into(),
-            kind: "dpdkr".into(),
+            kind: kind.into(),
             ..InterfaceConfig::default()
         };
         change(&mut port, &mut interface);
@@ -194,26 +208,36 @@ mod tests {
         let asked = of(|port, interface| {
             port.tag = Some(7);
             interface.mtu_request = Some(9000);
-            interface.mac = Some("02:00:00:00:00:09".into());
             interface.options.insert("busy-poll".into(), "true".into());
         });
-        let mac = MacAddr([2, 0, 0, 0, 0, 9]);
-        assert_eq!((asked.mtu, asked.mac, asked.busy_poll), (9000, Some(mac), true));
+        assert_eq!((asked.mtu, asked.busy_poll), (9000, true));
         assert_eq!(asked.vlan, VlanPolicy::access(7));
         assert!(plain.complaints.is_empty() && asked.complaints.is_empty());
     }
 
     #[test]
+    fn an_address_is_for_ports_to_the_kernel() {
+        let of = |mac: &str| of_type("internal", |_, interface| interface.mac = Some(mac.into()));
+        let good = of("02:00:00:00:00:09");
+        let mac = MacAddr([2, 0, 0, 0, 0, 9]);
+        assert_eq!((good.mac, good.complaints), (Some(mac), Vec::new()));
+        for wrong in ["nonsense", "01:00:00:00:00:01", "00:00:00:00:00:00"] {
+            let text = format!("mac={wrong} is not the address of an interface; the default is used");
+            let asked = of(wrong);
+            assert_eq!((asked.mac, asked.complaints), (None, vec![text]));
+        }
+    }
+
+    #[test]
     fn what_is_wrong_or_without_effect_is_named_and_the_default_counts() {
         type Change = fn(&mut PortConfig, &mut InterfaceConfig);
-        let cases: [(&str, Change); 8] = [
+        let cases: [(&str, Change); 7] = [
             ("mtu_request=67 is not within 68 to 16000", |_, i| {
                 i.mtu_request = Some(67)
             }),
             ("mtu_request=70000 is not", |_, i| i.mtu_request = Some(70_000)),
-            ("mac=nonsense is not", |_, i| i.mac = Some("nonsense".into())),
-            ("mac=01:00:00:00:00:01 is not", |_, i| {
-                i.mac = Some("01:00:00:00:00:01".into())
+            ("mac has no effect on a VM port", |_, i| {
+                i.mac = Some("02:00:00:00:00:09".into());
             }),
             ("trunks of the port have no effect", |p, _| {
                 (p.tag, p.trunks) = (Some(1), vec![2])

@@ -7,13 +7,13 @@ use std::sync::Arc;
 use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::Reason;
 use vswitch_control::MacAddr;
-use vswitch_control::config::{self, SwitchConfig};
+use vswitch_control::config::{SwitchConfig, stats_interval};
 
 use super::bridges::{self, own_mac};
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
-use super::ports::{Settings, Wanted};
+use super::ports::{self, Wanted};
 use super::{Backend, BridgeState, PortState, Switch, complain};
 use crate::attach::{Notice, Refused};
 use crate::datapath::limit::Limiter;
@@ -72,12 +72,13 @@ impl Switch {
                 "Open_vSwitch other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"
             )),
         }
-        complaints.extend(config::stats_interval(&config.other_config).err());
+        complaints.extend(stats_interval(&config.other_config).err());
         complain("", &mut self.complaints, complaints);
         self.configure_queues(config);
     }
 
     fn configure_bridges(&mut self, config: &SwitchConfig) {
+        let now = self.parts.clock.now();
         let names: BTreeSet<&str> = config.bridges.iter().map(|b| b.name.as_str()).collect();
         self.bridges.retain(|name, _| names.contains(name.as_str()));
         for bridge in &config.bridges {
@@ -98,7 +99,15 @@ impl Switch {
                     complaints: Vec::new(),
                 });
             if state.table.capacity() != table_size {
-                state.table = Arc::new(MacTable::new(table_size, aging));
+                let table = MacTable::new(table_size, aging);
+                let lost = table.add_fixed_of(&state.table, now);
+                if lost > 0 {
+                    log::warn!(
+                        "bridge {}: {lost} static addresses find no room in a table of {table_size}",
+                        bridge.name
+                    );
+                }
+                state.table = Arc::new(table);
             }
             state.table.set_aging(aging);
             state.uuid = bridge.uuid;
@@ -172,7 +181,7 @@ impl Switch {
         }
     }
 
-    /// Brings a port into force. What is wrong with it is logged, but for what is in `told`.
+    /// Brings a port into force. What is wrong with it is logged; of one that is tried again, but for what is in `told`.
     fn configure_port(&mut self, wanted: &Wanted<'_>, told: Vec<String>) {
         let asked = wanted.settings();
         if self.ports.contains_key(&wanted.interface.name) {
@@ -182,7 +191,7 @@ impl Switch {
         }
     }
 
-    fn change_port(&mut self, wanted: &Wanted<'_>, asked: Settings) {
+    fn change_port(&mut self, wanted: &Wanted<'_>, asked: ports::Settings) {
         let mac = self.mac(wanted, &asked);
         let number = wanted.interface.ofport_request;
         let number = number.filter(|n| self.ofport_is_free(&wanted.bridge.name, *n));
@@ -245,7 +254,7 @@ impl Switch {
         }
     }
 
-    fn add_port(&mut self, wanted: &Wanted<'_>, asked: Settings, mut told: Vec<String>) {
+    fn add_port(&mut self, wanted: &Wanted<'_>, asked: ports::Settings, mut told: Vec<String>) {
         let name = wanted.interface.name.clone();
         let mac = self.mac(wanted, &asked);
         let limiter = self.limiter(&asked);
@@ -290,13 +299,13 @@ impl Switch {
         self.ports.insert(name, state);
     }
 
-    fn limiter(&self, asked: &Settings) -> Option<Arc<Limiter>> {
+    fn limiter(&self, asked: &ports::Settings) -> Option<Arc<Limiter>> {
         Limiter::new(asked.limits, self.parts.clock).map(Arc::new)
     }
 
     /// The address of its interface in the kernel, if it has one: that of its bridge for the bridge's own, else the one asked
     /// for, else one of its own.
-    fn mac(&self, wanted: &Wanted<'_>, asked: &Settings) -> MacAddr {
+    fn mac(&self, wanted: &Wanted<'_>, asked: &ports::Settings) -> MacAddr {
         match self.bridges.get(&wanted.bridge.name) {
             Some(bridge) if bridge.name == wanted.interface.name => bridge.mac,
             _ => asked.mac.unwrap_or_else(|| own_mac(wanted.interface.uuid)),

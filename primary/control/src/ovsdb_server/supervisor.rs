@@ -416,8 +416,8 @@ fn listen(stderr: impl BufRead, said: &Mutex<VecDeque<String>>) {
         if line.is_empty() {
             continue;
         }
-        // That a signal ended it says who waits for it, if the signal was not ours.
-        if !line.contains("|fatal_signal|") && repeats.is_news(&line, Instant::now()) {
+        // Its end by a signal is told by whoever waits for it, unless the signal was ours.
+        if !line.contains("|terminating with signal") && repeats.is_news(&line, Instant::now()) {
             log::warn!(target: "ovsdb_server", "{line}");
         }
         let mut said = said.lock().unwrap_or_else(PoisonError::into_inner);
