@@ -6,7 +6,7 @@ use std::str::FromStr;
 use vswitch_control::config::{BridgeConfig, FailMode};
 use vswitch_control::{MacAddr, Uuid};
 
-use super::ports::unsupported;
+use super::unsupported;
 use crate::datapath::mac_table::{DEFAULT_AGING, DEFAULT_SIZE, GREATEST_SIZE, LEAST_SIZE};
 
 /// Seconds that a learned address can be kept.
@@ -36,7 +36,7 @@ impl Settings {
         };
         let aging = row.number("mac-aging-time", LEAST_AGING, DEFAULT_AGING, GREATEST_AGING);
         let table_size = row.number("mac-table-size", LEAST_SIZE, DEFAULT_SIZE, GREATEST_SIZE);
-        let mac = row.value("hwaddr", "the address of an interface", of_one);
+        let mac = row.value("hwaddr", "the address of an interface", interface_mac);
         let mac = mac.unwrap_or_else(|| own_mac(bridge.uuid));
         let id = row.value(
             "datapath-id",
@@ -104,10 +104,10 @@ impl Row<'_> {
     }
 }
 
-/// The address in `text`, if an interface can have it.
-pub fn of_one(text: &str) -> Option<MacAddr> {
-    let of_one = |mac: &MacAddr| mac.0[0] & 1 == 0 && mac.0 != [0; 6];
-    text.parse().ok().filter(of_one)
+/// The address in `text`, if an interface can have it: that of a single one.
+pub fn interface_mac(text: &str) -> Option<MacAddr> {
+    let mac: MacAddr = text.parse().ok()?;
+    (mac.0[0] & 1 == 0 && mac.0 != [0; 6]).then_some(mac)
 }
 
 fn datapath_id(text: &str) -> Option<u64> {

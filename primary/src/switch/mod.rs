@@ -123,6 +123,11 @@ fn complain(who: &str, old: &mut Vec<String>, new: Vec<String>) {
     *old = new;
 }
 
+/// A complaint of columns of a row that ask for what the switch does not have.
+fn unsupported(columns: &[&str]) -> Option<String> {
+    (!columns.is_empty()).then(|| format!("not supported and without effect: {}", columns.join(", ")))
+}
+
 impl PortState {
     fn index(&self) -> Option<PortIndex> {
         match self.backend {

@@ -6,8 +6,9 @@ use vswitch_common::mbuf::DATA_ROOM;
 use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, VlanMode};
 
+use super::bridges::interface_mac;
 use super::kind::Kind;
-use super::{bridges, limits};
+use super::{limits, unsupported};
 use crate::datapath::limit::Limits;
 use crate::datapath::port::FRAME_OVERHEAD;
 use crate::datapath::vlan::VlanPolicy;
@@ -104,7 +105,7 @@ impl Wanted<'_> {
             return Ok(None);
         };
         match kind {
-            Ok(Kind::Kernel { .. }) => bridges::of_one(text)
+            Ok(Kind::Kernel { .. }) => interface_mac(text)
                 .map(Some)
                 .ok_or_else(|| format!("mac={text} is not the address of an interface; the default is used")),
             Ok(Kind::Local) => {
@@ -166,11 +167,6 @@ impl Wanted<'_> {
 /// The value; an error goes to `complaints`.
 fn noted<T>(value: Result<T, String>, complaints: &mut Vec<String>) -> Option<T> {
     value.map_err(|text| complaints.push(text)).ok()
-}
-
-/// Names columns of a row that ask for what the switch does not have.
-pub fn unsupported(columns: &[&str]) -> Option<String> {
-    (!columns.is_empty()).then(|| format!("not supported and without effect: {}", columns.join(", ")))
 }
 
 #[cfg(test)]

@@ -12,6 +12,16 @@ pub(super) struct TableSpec {
     pub(super) status: &'static [&'static str],
 }
 
+impl TableSpec {
+    /// All that are watched.
+    fn columns(&self) -> impl Iterator<Item = &'static str> {
+        [self.config, self.unsupported, self.status]
+            .into_iter()
+            .flatten()
+            .copied()
+    }
+}
+
 pub(super) const TABLES: &[TableSpec] = &[
     TableSpec {
         name: DATABASE,
@@ -122,13 +132,8 @@ impl Watched {
                 }
                 return Err(SchemaError(spec.name));
             };
-            let known = spec
-                .config
-                .iter()
-                .chain(spec.unsupported)
-                .chain(spec.status)
-                .filter(|c| columns.contains_key(**c));
-            watched.insert(spec.name, known.copied().collect());
+            let known = spec.columns().filter(|c| columns.contains_key(*c));
+            watched.insert(spec.name, known.collect());
         }
         Ok(Watched(watched))
     }
@@ -149,9 +154,7 @@ impl Watched {
     /// Everything of [`TABLES`].
     #[cfg(test)]
     pub(super) fn all() -> Self {
-        let tables = TABLES
-            .iter()
-            .map(|t| (t.name, t.config.iter().chain(t.status).copied().collect()));
+        let tables = TABLES.iter().map(|t| (t.name, t.columns().collect()));
         Watched(tables.collect())
     }
 }
