@@ -39,7 +39,7 @@ use scenario::Effort;
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Args {
-    /// Scenarios; all of them by default.
+    /// Scenarios; all of them by default, `vm-large` in a full run only.
     #[arg(value_enum)]
     scenarios: Vec<scenario::Name>,
     /// Fewer rounds, shorter, and only the telling points.
@@ -63,7 +63,7 @@ fn main() -> anyhow::Result<()> {
     };
     distance::be_patient_for(Duration::from_secs(if args.quick { 10 } else { 300 }));
     let chosen = if args.scenarios.is_empty() {
-        scenario::Name::ALL.to_vec()
+        scenario::Name::by_default(args.quick)
     } else {
         args.scenarios
     };

@@ -9,7 +9,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_eal_(init|cleanup|process_type|remote_launch|wait_lcore|get_runtime_dir|iova_mode)",
     "rte_get_(tsc_hz|next_lcore|main_lcore)",
     "rte_lcore_(count|id)",
-    "rte_(strerror|version)",
+    "rte_(strerror|version|openlog_stream)",
     "rte_pktmbuf_pool_create(_by_ops)?",
     "rte_pktmbuf_(alloc_bulk|free_bulk|free)",
     "rte_mempool_(free|avail_count|in_use_count|obj_iter|put_bulk|get_bulk|lookup)",

@@ -22,6 +22,8 @@
 static inline int dpdk_sys_errno(void) { return rte_errno; }
 /* The text log of DPDK: its level macros are casts that bindgen leaves out. */
 static inline void dpdk_sys_log_level(unsigned level) { rte_log_set_global_level(level); }
+/* `stderr` is a macro. */
+static inline int dpdk_sys_log_to_stderr(void) { return rte_openlog_stream(stderr); }
 
 /* Flags that are macros of macros, which bindgen leaves out, too. */
 static const uint64_t DPDK_SYS_RX_CHECKSUM = RTE_ETH_RX_OFFLOAD_TCP_CKSUM | RTE_ETH_RX_OFFLOAD_UDP_CKSUM;

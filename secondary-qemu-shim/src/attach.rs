@@ -158,7 +158,11 @@ impl Worker {
                 "EAL option --file-prefix={prefix}: the switch has {own}"
             ));
         }
-        match turn.init_eal("dpdk-qemu-shim", &self.config.eal_args()) {
+        match turn.init_eal(
+            "dpdk-qemu-shim",
+            &self.config.eal_args(),
+            self.config.eal_start_log(),
+        ) {
             // Before the first frame moves.
             Ok(attachment) => match self
                 .sandbox

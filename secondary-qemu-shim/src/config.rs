@@ -5,6 +5,7 @@ use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::Parser;
+use vswitch_common::eal::StartLog;
 use vswitch_common::port::MAX_QUEUES;
 use vswitch_common::rundir;
 
@@ -162,14 +163,27 @@ impl Config {
     pub fn eal_args(&self) -> Vec<String> {
         let cpus = cpus::format(self.eal.cpus.as_ref().unwrap_or(&self.online));
         let mut args = vec![format!("--lcores=0@({cpus})"), "--no-telemetry".into()];
-        if self.log <= log::LevelFilter::Warn
-            && !self.eal.rest.iter().any(|arg| arg.starts_with("--log-level"))
-        {
+        if self.eal_is_quiet() {
             // RTE_LOG_WARNING and worse.
             args.push("--log-level=5".into());
         }
         args.extend(self.eal.rest.iter().cloned());
         args
+    }
+
+    /// What is to be seen of EAL's log while it starts. It warns of what is none of a client's business: that it can't share the
+    /// switch's VFIO, for one.
+    pub fn eal_start_log(&self) -> StartLog {
+        if self.eal_is_quiet() {
+            StartLog::OnFailure
+        } else {
+            StartLog::Shown
+        }
+    }
+
+    fn eal_is_quiet(&self) -> bool {
+        let own_level = self.eal.rest.iter().any(|arg| arg.starts_with("--log-level"));
+        self.log <= log::LevelFilter::Warn && !own_level
     }
 }
 

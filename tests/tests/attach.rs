@@ -1,6 +1,7 @@
 //! Attaching to a port: what works, and what a user reads where it does not.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -9,8 +10,9 @@ use vswitch_common::port::message::{Hello, MAX_LEN, Reason, Text};
 use vswitch_common::port::{RingRole, ring_name};
 use vswitch_common::stats::Counter;
 use vswitch_tests::attach::{Answer, Raw};
+use vswitch_tests::fake_host::run;
 use vswitch_tests::frames::mac;
-use vswitch_tests::{Bare, Frame, Switch};
+use vswitch_tests::{Bare, Frame, Switch, programs};
 use zerocopy::IntoBytes;
 
 #[track_caller]
@@ -42,6 +44,25 @@ fn two_clients_reach_each_other() {
     one.expect(&[back]);
     switch.assert_frames_accounted();
     assert!(switch.port("dpdkr1").info.link && switch.count("dpdkr1", Counter::Attached) == 1);
+}
+
+/// What EAL says while it starts is kept from a shim's log, but not where it tells why EAL does not start.
+#[test]
+fn a_shim_whose_eal_does_not_start_shows_its_words() {
+    let switch = Switch::with_ports(&[1]);
+    let said = run(Command::new(programs::shim())
+        .args(["--force-max-simd-bitwidth=few", "--", "--port=1", "--once"])
+        .arg("--socket")
+        .arg(switch.scratch().join("none.sock"))
+        .env("OVS_RUNDIR", switch.rundir())
+        .env_remove("RUNTIME_DIRECTORY"));
+    assert_eq!(said.status, 1, "{said:?}");
+    for words in [
+        "EAL: invalid parameter for --force-max-simd-bitwidth",
+        "EAL did not start (Invalid argument)",
+    ] {
+        assert!(said.stderr.contains(words), "{said:?}");
+    }
 }
 
 /// EAL starts once in a process, which may have more than one port for all that: of one switch.

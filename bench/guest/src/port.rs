@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use arrayvec::ArrayVec;
+use vswitch_common::eal::StartLog;
 use vswitch_common::ethdev::{Ethdev, FlowControl, Setup};
 use vswitch_common::mbuf::Mbuf;
 use vswitch_common::mempool::Pool;
@@ -59,7 +60,7 @@ impl Port {
         let turn = Connection::open(socket, &Hello::new(number, 1, "bench-guest"))?.wait()?;
         let mut attachment = match other {
             Some(Port::Client { attachment, .. }) => turn.join(attachment)?,
-            _ => turn.init_eal("bench-guest", eal_args)?,
+            _ => turn.init_eal("bench-guest", eal_args, StartLog::Shown)?,
         };
         let queues = attachment.take_queue_pairs().remove(0);
         Ok(Port::Client {

@@ -38,6 +38,8 @@ pub enum Name {
     Start,
     /// Guest to guest, without VMs.
     Vm,
+    /// The same, frames of 64 KB.
+    VmLarge,
     /// How long a frame takes from guest to guest, and through the switch alone.
     Latency,
     /// CPU time with two idle VMs.
@@ -50,7 +52,7 @@ pub enum Name {
 
 impl Name {
     /// All of them, in the order in which they run.
-    pub const ALL: &[Name] = &[
+    const ALL: &[Name] = &[
         Name::L2,
         Name::Rings,
         Name::Ports,
@@ -59,11 +61,19 @@ impl Name {
         Name::Cores,
         Name::Start,
         Name::Vm,
+        Name::VmLarge,
         Name::Latency,
         Name::Idle,
         Name::Tcp,
         Name::Host,
     ];
+
+    /// Those that run unless some are named.
+    pub fn by_default(quick: bool) -> Vec<Name> {
+        let mut names = Name::ALL.to_vec();
+        names.retain(|&name| !(quick && name == Name::VmLarge));
+        names
+    }
 }
 
 /// How thorough a run is.
@@ -88,7 +98,8 @@ pub fn run(name: Name, effort: &Effort) -> anyhow::Result<Vec<Table>> {
         Name::Churn => churn::run(effort),
         Name::Cores => cores::run(effort),
         Name::Start => start::run(effort),
-        Name::Vm => vm::run(effort),
+        Name::Vm => vm::run(effort).map(one),
+        Name::VmLarge => vm::large::run(effort).map(one),
         Name::Latency => latency::run(effort),
         Name::Idle => idle::run(effort).map(one),
         Name::Tcp => tcp::run(effort).map(one),

@@ -1,7 +1,6 @@
-//! Guest to guest, through virtqueues and the switch: frames that go round between two guests, and large ones from one to
-//! the other.
+//! Guest to guest, through virtqueues and the switch: frames that go round between two guests.
 
-mod large;
+pub mod large;
 
 use anyhow::Context;
 
@@ -42,19 +41,14 @@ type Peers = [(&'static str, Measure); 2];
 
 const PEERS: Peers = [(OURS, ours), ("OVS-DPDK", ovs)];
 
-/// Large frames are left out of a quick run.
-pub fn run(effort: &Effort) -> anyhow::Result<Vec<Table>> {
+pub fn run(effort: &Effort) -> anyhow::Result<Table> {
     let names: Vec<String> = lengths(effort).iter().map(|len| format!("{len} B")).collect();
-    let mut tables = vec![Table {
+    Ok(Table {
         scenario: "vm",
         work: "frames go round between two virtio-user guests on one core; cycles of shim, switch and shim, or of the switch",
         unit: "Mpps",
         rows: rows(PEERS, &names, effort)?,
-    }];
-    if !effort.quick {
-        tables.push(large::run(effort)?);
-    }
-    Ok(tables)
+    })
 }
 
 fn lengths(effort: &Effort) -> &'static [usize] {

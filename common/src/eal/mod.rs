@@ -1,11 +1,14 @@
 //! DPDK's environment abstraction layer: start, end, worker lcores; its locks in shared memory.
 
 pub mod locks;
+mod log;
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use dpdk_sys as sys;
+
+pub use log::StartLog;
 
 /// Why EAL did not start or an EAL call failed.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +69,14 @@ impl Eal {
     /// # Errors
     /// EAL was started before, an argument has a NUL byte, or `rte_eal_init` failed.
     pub fn init(program: &str, args: &[String]) -> Result<Eal, EalError> {
+        Self::init_with(program, args, StartLog::Shown)
+    }
+
+    /// The same; `log` says what is to be seen of its log.
+    ///
+    /// # Errors
+    /// As [`Eal::init`].
+    pub fn init_with(program: &str, args: &[String], log: StartLog) -> Result<Eal, EalError> {
         let owned: Vec<CString> = std::iter::once(program)
             .chain(args.iter().map(String::as_str))
             .map(|a| CString::new(a).map_err(|_| EalError::Argument(a.to_owned())))
@@ -78,10 +89,17 @@ impl Eal {
         let argc = argv.len() as c_int;
         argv.push(std::ptr::null_mut());
         let argv = Vec::leak(argv);
+        log::to_stderr();
+        let kept = match log {
+            StartLog::Shown => None,
+            StartLog::OnFailure => log::Kept::start(),
+        };
         // SAFETY: argv has argc NUL-terminated strings and a terminating null, all of them leaked above.
         let used = unsafe { sys::rte_eal_init(argc, argv.as_mut_ptr()) };
         if used < 0 {
-            return Err(EalError::Init(last_error()));
+            let why = last_error();
+            kept.iter().for_each(log::Kept::show);
+            return Err(EalError::Init(why));
         }
         Ok(Eal { _private: () })
     }

@@ -20,7 +20,7 @@ use super::layout::{ClientStats, ControlRef};
 use super::message::{Attached, Detach, Grant, Hello, MAX_LEN, Malformed, Message, Ready, header};
 use super::{MAX_QUEUES, QUOTA};
 use crate::descriptors;
-use crate::eal::{Eal, EalError};
+use crate::eal::{Eal, EalError, StartLog};
 use crate::fault::{self, Point};
 use crate::mbuf::Mbuf;
 use crate::ring::{Consumer, Producer, RingMemory};
@@ -131,11 +131,16 @@ impl Turn {
     }
 
     /// Initialises EAL as a secondary with `eal_args` (lcores, log level; process type and file prefix are added
-    /// here), reports it, and takes the rings over.
+    /// here), reports it, and takes the rings over. `log` says what is to be seen of EAL's log meanwhile.
     ///
     /// # Errors
     /// EAL does not start, the switch goes away, or its answer makes no sense.
-    pub fn init_eal(self, program: &str, eal_args: &[String]) -> Result<Attachment, AttachError> {
+    pub fn init_eal(
+        self,
+        program: &str,
+        eal_args: &[String],
+        log: StartLog,
+    ) -> Result<Attachment, AttachError> {
         fault::point(Point::Granted);
         let runtime_dir = self.grant.runtime_dir.get();
         if !runtime_dir.is_empty() {
@@ -145,7 +150,7 @@ impl Turn {
         let mut args = eal_args.to_vec();
         args.push("--proc-type=secondary".into());
         args.push(format!("--file-prefix={}", self.file_prefix()));
-        Eal::init(program, &args)?;
+        Eal::init_with(program, &args, log)?;
         let (socket, attached, fds) = self.ready()?;
         // SAFETY: EAL is up as a secondary of the switch that wrote the addresses.
         unsafe { Attachment::from_answer(socket, &attached, fds) }

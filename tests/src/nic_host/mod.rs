@@ -10,7 +10,7 @@
 //! ```
 //!
 //! The machine's image is that of `scripts/build-image nic-host` (or `$NIC_IMAGE`). What is under test is laid over it:
-//! `dpdk-vswitchd`, `bare-client`, DPDK's drivers and all of their libraries, as this host has them.
+//! the programs, DPDK's drivers and all of their libraries, as this host has them; and in `/opt` what else is installed.
 
 mod overlay;
 mod wire;
@@ -21,7 +21,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vm_harness::{Image, Vm, VmBuilder};
 
-use crate::vm;
+use crate::{prerequisites, programs, vm};
 pub use wire::Wire;
 
 /// PCI addresses of the two NICs in the machine.
@@ -53,24 +53,20 @@ impl NicHost {
     /// If QEMU, the image or a program are missing, or it does not come up.
     #[must_use]
     pub fn boot() -> NicHost {
-        Self::boot_with(|mut builder, wires| {
-            // With two, QEMU 10.0 now and then fails an assertion on its memory map (iotlb_to_section).
-            builder = builder.cpus(1).args([
-                "-M",
-                "q35,kernel-irqchip=split",
-                "-device",
-                "intel-iommu,intremap=on",
-            ]);
-            for (n, wire) in wires.iter().enumerate() {
-                builder = builder.args(wire.netdev()).args([
-                    "-device".to_owned(),
-                    // A port of its own for each, so that it can be pulled out.
-                    format!("pcie-root-port,id=slot{n},chassis={n},addr={:#x}", 2 + n),
-                    "-device".to_owned(),
-                    nic(n),
-                ]);
-            }
-            builder
+        Self::boot_with(&[], with_nics)
+    }
+
+    /// Boots it, with its two NICs, under systemd: the host of a service that is not installed yet. The shim and testpmd, a guest
+    /// without a VM, are there, too.
+    ///
+    /// # Panics
+    /// As [`NicHost::boot`].
+    #[must_use]
+    pub fn boot_with_systemd() -> NicHost {
+        prerequisites::program("dpdk-testpmd", "dpdk-dev");
+        let more = [programs::shim(), "/usr/bin/dpdk-testpmd".into()];
+        Self::boot_with(&more, |builder, wires| {
+            with_nics(builder, wires).cmdline("systemd systemd.show_status=no systemd.log_target=journal")
         })
     }
 
@@ -80,7 +76,7 @@ impl NicHost {
     /// As [`NicHost::boot`].
     #[must_use]
     pub fn boot_with_nodes() -> NicHost {
-        Self::boot_with(|builder, _| {
+        Self::boot_with(&[], |builder, _| {
             let node = |n| {
                 [
                     "-object".to_owned(),
@@ -93,8 +89,8 @@ impl NicHost {
         })
     }
 
-    fn boot_with(devices: impl FnOnce(VmBuilder, &[Wire; 2]) -> VmBuilder) -> NicHost {
-        let directory = image();
+    fn boot_with(more: &[PathBuf], devices: impl FnOnce(VmBuilder, &[Wire; 2]) -> VmBuilder) -> NicHost {
+        let directory = image(more);
         let wires = [0, 1].map(|n| Wire::new(directory.path(), n));
         let builder = vm_harness::Vm::builder("nic-host")
             .qemu(&vm::qemu())
@@ -105,14 +101,11 @@ impl NicHost {
         let mut vm = builder.spawn().unwrap_or_else(|e| panic!("{e}"));
         let time = vm.wait_boot(BOOT).unwrap_or_else(|e| panic!("{e}"));
         println!("nic-host: prompt after {:.1} s", time.as_secs_f64());
-        let mut host = NicHost {
+        NicHost {
             vm,
             wires,
             _image: directory,
-        };
-        // What an installed system has and the image has not.
-        host.check("mkdir -p /var/lib /dev/shm && ln -s /run /var/run && ln -s /proc/self/fd /dev/fd && mount -t tmpfs shm /dev/shm");
-        host
+        }
     }
 
     /// Runs `scripts/host-setup` in the machine; its exit code and output.
@@ -255,6 +248,27 @@ impl NicHost {
     }
 }
 
+/// The two NICs, on the cables `wires`, behind an IOMMU.
+fn with_nics(mut builder: VmBuilder, wires: &[Wire; 2]) -> VmBuilder {
+    // With two, QEMU 10.0 now and then fails an assertion on its memory map (iotlb_to_section).
+    builder = builder.cpus(1).args([
+        "-M",
+        "q35,kernel-irqchip=split",
+        "-device",
+        "intel-iommu,intremap=on",
+    ]);
+    for (n, wire) in wires.iter().enumerate() {
+        builder = builder.args(wire.netdev()).args([
+            "-device".to_owned(),
+            // A port of its own for each, so that it can be pulled out.
+            format!("pcie-root-port,id=slot{n},chassis={n},addr={:#x}", 2 + n),
+            "-device".to_owned(),
+            nic(n),
+        ]);
+    }
+    builder
+}
+
 /// QEMU's `-device` of NIC `n`.
 #[must_use]
 pub fn nic(n: usize) -> String {
@@ -262,8 +276,8 @@ pub fn nic(n: usize) -> String {
     format!("igb,id=nic{n},netdev=net{n},bus=slot{n},mac={mac},romfile=")
 }
 
-/// The image with the programs under test, in a directory of its own.
-fn image() -> TempDir {
+/// The image with the programs under test, and `more`, in a directory of its own.
+fn image(more: &[PathBuf]) -> TempDir {
     let base: PathBuf = match std::env::var_os("NIC_IMAGE") {
         Some(path) => path.into(),
         None => vm_harness::image::run_script("build-image", &["nic-host"])
@@ -282,6 +296,6 @@ fn image() -> TempDir {
         std::os::unix::fs::symlink(base.join(file), directory.path().join(file))
             .expect("a link in an empty directory");
     }
-    overlay::lay_over(&base.join("initrd"), &directory.path().join("initrd"));
+    overlay::lay_over(&base.join("initrd"), more, &directory.path().join("initrd"));
     directory
 }

@@ -18,18 +18,21 @@ const PLUGINS: &[&str] = &[
     "net_tap",
 ];
 
-/// Writes `initrd` with the programs laid over it to `target`.
+/// Writes `initrd` with the programs, and `more` of them, laid over it to `target`.
 ///
 /// # Panics
 /// If a file or a tool is missing.
-pub fn lay_over(initrd: &Path, target: &Path) {
+pub fn lay_over(initrd: &Path, more: &[PathBuf], target: &Path) {
     let root = tempfile::tempdir().expect("a temporary directory");
     let root = root.path();
     let mut sources = vec![];
-    for program in [programs::released_switch(), programs::bare_client()] {
+    for program in [programs::released_switch(), programs::bare_client()]
+        .iter()
+        .chain(more)
+    {
         let name = program.file_name().expect("a program has a name");
-        install(&program, &root.join("usr/bin").join(name));
-        sources.push(program);
+        install(program, &root.join("usr/bin").join(name));
+        sources.push(program.clone());
     }
     for plugin in plugins() {
         install_plugin(root, &plugin);
@@ -43,22 +46,21 @@ pub fn lay_over(initrd: &Path, target: &Path) {
             false => install(&library, &root.join("usr/lib/x86_64-linux-gnu").join(name)),
         }
     }
-    scripts(&root.join("opt"));
+    shipped(&root.join("opt"));
     fs::copy(initrd, target).unwrap_or_else(|e| panic!("{}: {e}", initrd.display()));
     append(root, target);
 }
 
-/// `scripts/host-setup` and what it sources, below `target`.
-fn scripts(target: &Path) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts");
-    fs::create_dir_all(target.join("scripts/lib")).expect("a directory in a new tree");
-    let lib = fs::read_dir(source.join("lib"))
-        .expect("scripts/lib is there")
-        .flatten();
-    let files = lib.map(|entry| Path::new("lib").join(entry.file_name()));
-    for file in files.chain(["host-setup".into()]) {
-        fs::copy(source.join(&file), target.join("scripts").join(&file))
-            .unwrap_or_else(|e| panic!("scripts/{}: {e}", file.display()));
+/// What is installed beside the programs, scripts and units, below `target`.
+fn shipped(target: &Path) {
+    let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for directory in ["scripts", "scripts/lib", "packaging/systemd"] {
+        fs::create_dir_all(target.join(directory)).expect("a directory in a new tree");
+        let entries = fs::read_dir(tree.join(directory)).unwrap_or_else(|e| panic!("{directory}: {e}"));
+        for file in entries.flatten().filter(|entry| entry.path().is_file()) {
+            fs::copy(file.path(), target.join(directory).join(file.file_name()))
+                .unwrap_or_else(|e| panic!("{}: {e}", file.path().display()));
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use vswitch_common::eal::StartLog;
 use vswitch_common::gso::{Kind, Segmentation};
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
 use vswitch_common::port::client::{Attachment, Connection, Event, QueuePair};
@@ -53,7 +54,7 @@ impl Client {
         let granted = start.elapsed().as_micros();
         let prefix = turn.file_prefix();
         let attached = match self.attachments.first() {
-            None => turn.init_eal("bare-client", &eal_args()),
+            None => turn.init_eal("bare-client", &eal_args(), StartLog::Shown),
             Some(other) => turn.join(other),
         };
         let mut attachment = attached.map_err(|e| e.to_string())?;
