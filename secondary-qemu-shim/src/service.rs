@@ -99,6 +99,7 @@ pub fn run(config: &Config) -> Result<Ending, ServiceError> {
         device,
         frontend,
         next_connect: Instant::now(),
+        refused: None,
         attach,
         attachment: None,
     };
@@ -114,6 +115,8 @@ struct Service<'c> {
     device: Arc<Mutex<Device<QueuePair>>>,
     frontend: Option<Connection<QueuePair>>,
     next_connect: Instant,
+    /// Why the frontend could not be connected to, as far as the user has been told.
+    refused: Option<io::ErrorKind>,
     attach: Attach,
     attachment: Option<Attachment>,
 }
@@ -174,8 +177,30 @@ impl Service<'_> {
             Ok(connection) => {
                 log::info!("connected to the frontend at {}", path.display());
                 self.frontend = Some(connection);
+                self.refused = None;
             }
-            Err(why) => log::trace!("no frontend at {} yet: {why}", path.display()),
+            Err(why)
+                if matches!(
+                    why.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                ) =>
+            {
+                log::trace!("no frontend at {} yet: {why}", path.display());
+            }
+            Err(why) => {
+                if self.refused.replace(why.kind()) != Some(why.kind()) {
+                    let way_out = match why.kind() {
+                        io::ErrorKind::PermissionDenied => {
+                            "; this process needs a user or a group that may write to it: it has no capability, not even as root"
+                        }
+                        _ => "",
+                    };
+                    self.say(&format!(
+                        "no connection to {}: {why}{way_out}; trying on",
+                        path.display()
+                    ));
+                }
+            }
         }
     }
 

@@ -1,5 +1,9 @@
 //! A guest without a VM: testpmd's virtio-user, behind a real shim, on a port of the switch.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::net::UnixListener;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::time::ClockId;
@@ -12,6 +16,9 @@ use vswitch_tests::{Bare, Frame, Switch, eventually, wait};
 
 /// testpmd's macswap sends each frame back with its addresses exchanged; the guest's own address is whatever we say.
 const GUEST: Mac = mac(2);
+
+/// A user that nobody has.
+const SOMEBODY: u32 = 4243;
 
 /// Each ends before what it stands on.
 struct Net {
@@ -252,6 +259,35 @@ fn a_shim_waits_for_its_switch() {
 
 /// The clock of a process says whether its threads poll.
 #[track_caller]
+/// A QEMU of another user's, whose socket a shim, which has no capability, may not write to: it says so, once, and connects when it may.
+#[test]
+fn a_socket_without_access_is_named() {
+    let switch = Switch::with_ports(&[1]);
+    let path = switch.scratch().join("qemu.sock");
+    let socket = UnixListener::bind(&path).unwrap();
+    chown(&path, Some(SOMEBODY), Some(SOMEBODY)).unwrap();
+    let mode = |mode| fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+    mode(0o755);
+    let mut shim = Shim::start(&switch, 1, 1, &path);
+    let refusal = "no connection to";
+    shim.process().wait_for_log(refusal);
+    // It tries ten times a second.
+    thread::sleep(Duration::from_millis(500));
+    mode(0o777);
+    socket.set_nonblocking(true).unwrap();
+    eventually("the shim connects", || socket.accept().is_ok());
+    let log = shim.process().log();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains(refusal)).collect();
+    assert_eq!(told.len(), 1, "{log}");
+    for words in [
+        "qemu.sock",
+        "Permission denied",
+        "a user or a group that may write to it",
+    ] {
+        assert!(told[0].contains(words), "{log}");
+    }
+}
+
 fn assert_process_polls(pid: i32, polls: bool) {
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).unwrap();
     let took = |wall: Duration| {

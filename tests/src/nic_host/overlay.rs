@@ -54,7 +54,12 @@ pub fn lay_over(initrd: &Path, more: &[PathBuf], target: &Path) {
 /// What is installed beside the programs, scripts and units, below `target`.
 fn shipped(target: &Path) {
     let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for directory in ["scripts", "scripts/lib", "packaging/systemd"] {
+    for directory in [
+        "scripts",
+        "scripts/lib",
+        "packaging/systemd",
+        "packaging/tmpfiles.d",
+    ] {
         fs::create_dir_all(target.join(directory)).expect("a directory in a new tree");
         let entries = fs::read_dir(tree.join(directory)).unwrap_or_else(|e| panic!("{directory}: {e}"));
         for file in entries.flatten().filter(|entry| entry.path().is_file()) {
