@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -166,7 +167,8 @@ impl Service<'_> {
 
     /// Connects to the frontend, if there is one to connect to and it is time.
     fn connect(&mut self) {
-        let Frontend::Path(path) = &self.config.frontend else {
+        let config = self.config;
+        let Frontend::Path(path) = &config.frontend else {
             return;
         };
         if self.frontend.is_some() || Instant::now() < self.next_connect {
@@ -179,28 +181,26 @@ impl Service<'_> {
                 self.frontend = Some(connection);
                 self.refused = None;
             }
-            Err(why)
-                if matches!(
-                    why.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
-                ) =>
-            {
-                log::trace!("no frontend at {} yet: {why}", path.display());
-            }
-            Err(why) => {
-                if self.refused.replace(why.kind()) != Some(why.kind()) {
-                    let way_out = match why.kind() {
-                        io::ErrorKind::PermissionDenied => {
-                            "; this process needs a user or a group that may write to it: it has no capability, not even as root"
-                        }
-                        _ => "",
-                    };
-                    self.say(&format!(
-                        "no connection to {}: {why}{way_out}; trying on",
-                        path.display()
-                    ));
+            Err(why) => self.not_connected(path, &why),
+        }
+    }
+
+    /// There is no frontend yet, which is nothing to speak of; or there is, and something is in the way.
+    fn not_connected(&mut self, path: &Path, why: &io::Error) {
+        let kind = why.kind();
+        if matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) {
+            log::trace!("no frontend at {} yet: {why}", path.display());
+        } else if self.refused.replace(kind) != Some(kind) {
+            let way_out = match kind {
+                io::ErrorKind::PermissionDenied => {
+                    "; this process needs a user or a group that may write to it: it has no capability, not even as root"
                 }
-            }
+                _ => "",
+            };
+            self.say(&format!(
+                "no connection to {}: {why}{way_out}; trying on",
+                path.display()
+            ));
         }
     }
 

@@ -2,7 +2,7 @@
 //! whose cables frames are sent and compared.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use vswitch_tests::Frame;
 use vswitch_tests::frames::{BROADCAST, mac};
@@ -210,7 +210,33 @@ fn options_change_while_it_runs(host: &mut NicHost) {
     flows.sort_by(|a, b| a.bytes.cmp(&b.bytes));
     came.sort_by(|a, b| a.bytes.cmp(&b.bytes));
     assert_eq!(came, flows);
+    both_queues_have_work(host, &flows);
     exchange(&host.wires, 500);
+}
+
+/// The NIC spreads `flows` over its two queues (RSS), so both cost the PMD thread time.
+fn both_queues_have_work(host: &mut NicHost, flows: &[Frame]) {
+    let until = Instant::now() + LIMIT;
+    loop {
+        for _ in 0..20 {
+            flows.iter().for_each(|frame| host.wires[0].send(frame));
+            flows
+                .iter()
+                .for_each(|_| assert!(host.wires[1].receive(LIMIT).is_some()));
+        }
+        let text = host.appctl("dpif-netdev/pmd-rxq-show -secs 5");
+        let busy = |queue| {
+            let mut lines = text.lines().map(str::split_whitespace);
+            lines.any(|line| {
+                let words: Vec<&str> = line.collect();
+                matches!(words[..], ["port:", "ovs_dpdk_16", "queue-id:", id, .., usage, "%"] if id == queue && usage != "0")
+            })
+        };
+        if busy("0") && busy("1") {
+            return;
+        }
+        assert!(Instant::now() < until, "{text}");
+    }
 }
 
 /// The link goes and comes, and the row with it.

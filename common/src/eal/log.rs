@@ -1,9 +1,11 @@
 //! Where DPDK's text log goes.
 
-use std::ffi::c_char;
-use std::io::Write;
+use std::fs::File;
+use std::io::{self, Seek};
+use std::os::fd::IntoRawFd;
 
 use dpdk_sys as sys;
+use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// What is to be seen of what EAL says while it starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,50 +22,39 @@ pub(super) fn to_stderr() {
     unsafe { sys::dpdk_sys_log_to_stderr() };
 }
 
-/// The log is kept in memory, until this is dropped.
+/// The log is kept in a file in memory, until this is dropped. (DPDK's end of it stays open: a thread of EAL's may be about to
+/// write there.)
 pub(super) struct Kept {
     stream: *mut libc::FILE,
-    /// What `open_memstream` writes to: the text and its length, as of the last flush.
-    text: Box<(*mut c_char, usize)>,
+    file: File,
 }
 
 impl Kept {
     pub(super) fn start() -> Option<Kept> {
-        let mut text = Box::new((std::ptr::null_mut(), 0));
-        // SAFETY: both places live on the heap until the stream is closed.
-        let stream = unsafe { libc::open_memstream(&raw mut text.0, &raw mut text.1) };
+        let file = File::from(memfd_create(c"eal-log", MFdFlags::MFD_CLOEXEC).ok()?);
+        let end = file.try_clone().ok()?.into_raw_fd();
+        // SAFETY: a descriptor that nobody else uses.
+        let stream = unsafe { libc::fdopen(end, c"w".as_ptr()) };
         if stream.is_null() {
             return None;
         }
-        // SAFETY: the stream is open until `drop`, which sets another one first.
+        // SAFETY: the stream is never closed.
         unsafe { sys::rte_openlog_stream(stream.cast()) };
-        Some(Kept { stream, text })
+        Some(Kept { stream, file })
     }
 
     /// Shows what has come so far.
-    pub(super) fn show(&self) {
-        // SAFETY: the stream is open; behind a flush the text has so many bytes.
-        let text = unsafe {
-            libc::fflush(self.stream);
-            let (text, len) = *self.text;
-            if text.is_null() {
-                &[]
-            } else {
-                std::slice::from_raw_parts(text.cast::<u8>(), len)
-            }
-        };
-        // Nobody else could be told.
-        let _ = std::io::stderr().write_all(text);
+    pub(super) fn show(mut self) {
+        // SAFETY: the stream is open.
+        unsafe { libc::fflush(self.stream) };
+        // Nobody else could be told if that failed.
+        let _ = self.file.rewind();
+        let _ = io::copy(&mut self.file, &mut io::stderr());
     }
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
         to_stderr();
-        // SAFETY: nobody writes to the stream from here on; closed, it leaves the text to us.
-        unsafe {
-            libc::fclose(self.stream);
-            libc::free(self.text.0.cast());
-        }
     }
 }

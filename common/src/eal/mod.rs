@@ -98,7 +98,9 @@ impl Eal {
         let used = unsafe { sys::rte_eal_init(argc, argv.as_mut_ptr()) };
         if used < 0 {
             let why = last_error();
-            kept.iter().for_each(log::Kept::show);
+            if let Some(kept) = kept {
+                kept.show();
+            }
             return Err(EalError::Init(why));
         }
         Ok(Eal { _private: () })
