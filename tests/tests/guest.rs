@@ -257,8 +257,6 @@ fn a_shim_waits_for_its_switch() {
     net.wait_for_echo();
 }
 
-/// The clock of a process says whether its threads poll.
-#[track_caller]
 /// A QEMU of another user's, whose socket a shim, which has no capability, may not write to: it says so, once, and connects when it may.
 #[test]
 fn a_socket_without_access_is_named() {
@@ -288,6 +286,8 @@ fn a_socket_without_access_is_named() {
     }
 }
 
+/// The clock of a process says whether its threads poll.
+#[track_caller]
 fn assert_process_polls(pid: i32, polls: bool) {
     let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid)).unwrap();
     let took = |wall: Duration| {
