@@ -435,14 +435,14 @@ fn serve(
             switch.tick();
             client.publish(switch.status());
         }
-        // A new configuration may allocate, and a client inside EAL's initialisation may hold the allocator's locks,
-        // perhaps for ever: so it waits for the present turn's end, and the next turn waits for it.
+        // A new configuration may allocate, and what is of no use be freed, and a client inside EAL's initialisation may hold
+        // the allocator's locks, perhaps for ever: so that waits for the present turn's end, and the next turn waits for it.
         devices_changed |= device_event;
-        server.work(switch, pending.is_none() && !devices_changed);
-        if !server.turn_is_taken() && (devices_changed || pending.is_some()) {
-            if std::mem::take(&mut devices_changed) {
-                switch.drop_removed_devices();
-            }
+        let waits = devices_changed || pending.is_some() || switch.has_discarded();
+        server.work(switch, !waits);
+        if !server.turn_is_taken() && (waits || switch.has_discarded()) {
+            devices_changed = false;
+            switch.let_go();
             if let Some(config) = pending.take() {
                 switch.configure(config);
             }
@@ -523,7 +523,7 @@ fn say_goodbye(switch: &mut Switch, server: &mut Server) {
 }
 
 fn stop_datapath(switch: Switch, prefix: &str, alone: bool) {
-    let Parts { pmds, ledger, .. } = switch.shut_down();
+    let Parts { pmds, ledger, .. } = switch.shut_down(alone);
     log::debug!(
         "mbufs free at the end: {} of {}",
         ledger.available(),

@@ -320,7 +320,15 @@ fn segments_that_a_client_hid_come_back_with_it() {
     with_ledger(|ledger| {
         let chain = frame(ledger, &[DATA_ROOM, DATA_ROOM, DATA_ROOM]);
         let addresses = give_to(ledger, &chain, CLIENT);
-        let taken = ledger.take_frame(addresses[0], CLIENT).0.unwrap();
+        let mut taken = ledger.take_frame(addresses[0], CLIENT).0.unwrap();
+        // However it was looked at before.
+        let copy = ledger.copy(&taken, ledger.pools()[0]).unwrap();
+        ledger.free(copy);
+        taken.set_checksum(Checksum::Partial {
+            start: 34,
+            offset: 16,
+        });
+        offload::ready_for_driver(&mut taken, ledger, &Offloads::default());
         scribble(&taken, NEXT, 0usize);
         ledger.free(taken);
         assert_eq!(ledger.reclaim(OTHER..=OTHER), 0);
@@ -458,6 +466,13 @@ fn a_nic_gets_a_large_frame_as_dpdk_wants_it() {
     with_ledger(|ledger| {
         let mut large = ledger.adopt(tcp(ledger, 5001, 1448)).unwrap();
         assert!(!offload::leave_to_nic(&mut large, &Offloads::default()));
+        // Headers of another length than the client says.
+        let said = large.segmentation().unwrap();
+        for header_len in [0, 34, 53, 55, 256] {
+            large.set_segmentation(Segmentation { header_len, ..said });
+            assert!(!offload::leave_to_nic(&mut large, &nic), "{header_len}");
+        }
+        large.set_segmentation(said);
         assert!(offload::leave_to_nic(&mut large, &nic));
         // SAFETY: the header of an mbuf of this test.
         let (flags, places) = unsafe {

@@ -22,13 +22,16 @@ use vswitch_common::port::message::{
     Grant, Hello, MAX_LEN, Malformed, Message, NAME_LEN, Reason, Refusal, State, TEXT_LEN, Text, header,
 };
 use vswitch_common::port::{MAX_QUEUES, VERSION};
+use vswitch_common::stats::layout::MAX_PORTS;
 use zerocopy::IntoBytes;
 
 use super::outside::{Outside, Unix};
 use super::{ClientId, Ports, Refused};
 
-/// Connections held at a time; the oldest silent one makes room.
-const MAX_CONNECTIONS: usize = 256;
+/// Connections held at a time, for each port its client and one that waits to be; the oldest silent one makes room.
+const MAX_CONNECTIONS: usize = 2 * MAX_PORTS;
+/// Before another try to let somebody in for whom there was no room.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// Connections accepted before those that are there have their turn.
 const ACCEPTED_AT_ONCE: usize = 32;
 /// Messages read from a connection before the next one has its turn.
@@ -54,6 +57,8 @@ pub struct Server<O: Outside = Unix> {
     turn: Option<ClientId>,
     /// Who waits for the turn, or for a port whose last client is on its way out.
     waiting: VecDeque<ClientId>,
+    /// There was no room for another connection; until then nobody is let in.
+    full_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -141,6 +146,7 @@ impl<O: Outside> Server<O> {
             next: 0,
             turn: None,
             waiting: VecDeque::new(),
+            full_until: None,
         }
     }
 
@@ -153,7 +159,8 @@ impl<O: Outside> Server<O> {
             let socket = socket.map(Awaited::Socket);
             socket.into_iter().chain(process.map(Awaited::Process))
         });
-        std::iter::once(Awaited::Listener).chain(connections)
+        let listener = self.full_until.is_none().then_some(Awaited::Listener);
+        listener.into_iter().chain(connections)
     }
 
     /// When [`Server::work`] has something to do at the latest.
@@ -165,6 +172,7 @@ impl<O: Outside> Server<O> {
                 Stage::Ending { kill_at, .. } => kill_at,
                 Stage::Waiting(_) | Stage::Attached(_) => None,
             })
+            .chain(self.full_until)
             .min()
     }
 
@@ -202,15 +210,21 @@ impl<O: Outside> Server<O> {
     }
 
     fn accept(&mut self) {
+        let now = self.outside.now();
+        if self.full_until.is_some_and(|at| at > now) {
+            return;
+        }
+        let was_full = self.full_until.take().is_some();
         // Bounded: clients that only ever connect must not keep the others waiting.
         for _ in 0..ACCEPTED_AT_ONCE {
             if self.connections.len() >= MAX_CONNECTIONS && !self.drop_oldest_silent() {
+                self.full_until = Some(now + ACCEPT_AGAIN);
                 return;
             }
             match self.outside.accept() {
                 Ok(socket) => {
                     let stage = Stage::Silent {
-                        until: self.outside.now() + HELLO_TIME,
+                        until: now + HELLO_TIME,
                     };
                     self.connections.insert(
                         ClientId(self.next),
@@ -223,7 +237,17 @@ impl<O: Outside> Server<O> {
                     self.next += 1;
                 }
                 Err(Errno::EMFILE | Errno::ENFILE) if self.drop_oldest_silent() => {}
-                Err(_) => return,
+                Err(Errno::EAGAIN) => return,
+                // Gone again.
+                Err(Errno::ECONNABORTED | Errno::EINTR) => {}
+                // It is still there, and would wake this thread at once.
+                Err(e) => {
+                    if !was_full {
+                        log::warn!("a client can't be let in: {e}; trying again every {ACCEPT_AGAIN:?}");
+                    }
+                    self.full_until = Some(now + ACCEPT_AGAIN);
+                    return;
+                }
             }
         }
     }

@@ -74,6 +74,8 @@ struct World {
     passed: Duration,
     clients: Vec<Client>,
     backlog: VecDeque<usize>,
+    /// The switch has no file descriptor left.
+    exhausted: bool,
 }
 
 impl Outside for World {
@@ -85,6 +87,9 @@ impl Outside for World {
     }
 
     fn accept(&mut self) -> nix::Result<usize> {
+        if self.exhausted && !self.backlog.is_empty() {
+            return Err(Errno::EMFILE);
+        }
         self.backlog.pop_front().ok_or(Errno::EAGAIN)
     }
 
@@ -169,6 +174,8 @@ struct Table {
     missing: Option<u16>,
     holders: BTreeMap<u16, ClientId>,
     released: Vec<ClientId>,
+    /// Something is left of a port without configuration, and waits to be freed.
+    discarded: bool,
     /// Deaths inside EAL's initialisation that the switch was told of.
     deaths_in_turn: usize,
 }
@@ -218,6 +225,7 @@ impl Ports for Table {
     fn release(&mut self, client: ClientId, hello: &Hello) {
         assert!(!self.released.contains(&client), "released twice");
         self.released.push(client);
+        self.discarded |= self.missing == Some(hello.port);
         if self.holders.get(&hello.port) == Some(&client) {
             self.holders.remove(&hello.port);
         }
@@ -259,6 +267,7 @@ impl State {
             passed: Duration::ZERO,
             clients: clients.to_vec(),
             backlog: VecDeque::new(),
+            exhausted: false,
         };
         State {
             server: Server::new(world),
@@ -366,10 +375,12 @@ impl State {
 
     /// As the control thread does.
     fn work(&mut self) {
-        self.server.work(&mut self.ports, !self.configuration);
-        if !self.server.turn_is_taken() && std::mem::take(&mut self.configuration) {
+        let waits = self.configuration || self.ports.discarded;
+        self.server.work(&mut self.ports, !waits);
+        if !self.server.turn_is_taken() && (waits || self.ports.discarded) {
             let locked = self.world().clients.iter().any(Client::initialises);
-            assert!(!locked, "the switch allocates while a client initialises EAL");
+            assert!(!locked, "the switch allocates or frees while a client initialises EAL");
+            (self.configuration, self.ports.discarded) = (false, false);
             self.server.work(&mut self.ports, true);
         }
         let known: Vec<usize> = self.server.connections.values().map(|c| c.socket).collect();
@@ -420,7 +431,8 @@ impl State {
             let answered = client.answered || client.deaf || client.gone();
             assert!(!client.greeted || answered, "{client:?} has no answer");
         }
-        assert!(!still.configuration, "the configuration waits for ever");
+        let waits = still.configuration || still.ports.discarded;
+        assert!(!waits, "the configuration, or something to free, waits for ever");
         let mut dead = still;
         for client in &mut dead.world().clients {
             client.alive = false;
@@ -439,6 +451,7 @@ impl State {
             &world.backlog,
             self.configuration,
             self.ports.missing,
+            self.ports.discarded,
         )
             .hash(&mut hash);
         let left = |at: Instant| at.saturating_duration_since(world.now());
@@ -533,6 +546,24 @@ fn a_client_that_the_kernel_does_not_show_gets_nothing() {
         ..client(1)
     };
     assert!(explore(&[invisible, client(1)], false) > 10_000);
+}
+
+/// Who can't be let in does not keep the switch busy, and comes in once there is room.
+#[test]
+fn a_switch_without_descriptors_waits_for_some() {
+    let mut state = State::new(&[client(1)]);
+    state.world().exhausted = true;
+    state.apply(Event::Connect(0));
+    for _ in 0..3 {
+        assert!(state.awake());
+        state.apply(Event::Work);
+        assert!(!state.awake());
+        state.apply(Event::TimePasses);
+    }
+    state.world().exhausted = false;
+    state.apply(Event::Work);
+    assert_eq!(state.server.connections.len(), 1);
+    assert!(!state.awake());
 }
 
 #[test]

@@ -93,19 +93,30 @@ impl Ledger {
         Some(frame)
     }
 
+    /// Takes the later segments out of a frame, one by one, each with its mark.
+    fn unlink_later(&self, frame: &Mbuf) -> impl Iterator<Item = (Mbuf, Owner)> {
+        let mut next = frame.next_address();
+        (1..frame.segment_count().min(MAX_SEGMENTS)).map_while(move |_| {
+            let (segment, mark) = self.unlink(next)?;
+            next = segment.next_address();
+            Some((segment, mark))
+        })
+    }
+
     /// The later segments of a frame, which thereby are no part of it any more. Nothing for a frame of one.
     #[cold]
     pub fn unchain(&self, frame: &Mbuf) -> Rest {
-        let mut rest = Rest::new();
-        let mut next = frame.next_address();
-        for _ in 1..frame.segment_count().min(MAX_SEGMENTS) {
-            let Some(segment) = self.unlink(next) else {
-                break;
-            };
-            next = segment.next_address();
-            rest.push(segment);
-        }
-        rest
+        self.unlink_later(frame).map(|(segment, _)| segment).collect()
+    }
+
+    /// What `work` makes of a frame's later segments, which stay that, and marked as they were.
+    pub fn with_rest<R>(&self, frame: &Mbuf, work: impl FnOnce(&[Mbuf]) -> R) -> R {
+        let (rest, marks): (Rest, ArrayVec<Owner, MAX_SEGMENTS>) = self.unlink_later(frame).unzip();
+        let result = work(&rest);
+        rest.iter()
+            .zip(marks)
+            .for_each(|(segment, mark)| self.give(segment, mark));
+        result
     }
 
     /// Makes a frame's later segments `owner`'s, and the links right, before the first one's address goes onto the client's
@@ -115,14 +126,6 @@ impl Ledger {
         let rest = self.unchain(frame);
         self.link(frame, &rest, owner);
         rest.len() as u32
-    }
-
-    /// What `work` makes of a frame's bytes, in the first segment and in the later ones.
-    pub fn with_segments<R>(&self, frame: &mut Mbuf, work: impl FnOnce(&mut Mbuf, &[Mbuf]) -> R) -> R {
-        let rest = self.unchain(frame);
-        let result = work(frame, &rest);
-        rest.iter().for_each(|segment| self.give(segment, Owner::CHAIN));
-        result
     }
 
     /// Makes a chain fit for a driver, which trusts every header: all are made anew. Says where its later segments are,
@@ -187,14 +190,15 @@ impl Ledger {
 
     #[cold]
     fn copy_chain(&self, frame: &Mbuf, pool: Pool) -> Option<Mbuf> {
-        let mut rest = self.unchain(frame);
-        let mut copies = Rest::new();
         let first = copy_segment(frame, pool);
-        copies.extend(rest.iter().map_while(|segment| copy_segment(segment, pool)));
-        // The frame itself stays what it was.
-        rest.iter().for_each(|segment| self.give(segment, Owner::CHAIN));
-        let complete = copies.len() == rest.len();
-        rest.clear();
+        let (mut copies, complete) = self.with_rest(frame, |rest| {
+            let copies: Rest = rest
+                .iter()
+                .map_while(|segment| copy_segment(segment, pool))
+                .collect();
+            let complete = copies.len() == rest.len();
+            (copies, complete)
+        });
         match first {
             Some(mut first) if complete => {
                 self.link(&mut first, &copies, Owner::CHAIN);

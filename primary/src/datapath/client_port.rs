@@ -375,7 +375,9 @@ impl Queue {
             .given_empty
             .load(Ordering::Relaxed)
             .wrapping_add(self.given_frames.load(Ordering::Relaxed));
-        given.wrapping_sub(self.returned.load(Ordering::Relaxed))
+        // Another thread may have handed out and taken back in between: no less than nothing is left then.
+        let owned = given.wrapping_sub(self.returned.load(Ordering::Relaxed));
+        owned.cast_signed().max(0).cast_unsigned()
     }
 
     #[inline]

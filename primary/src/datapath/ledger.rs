@@ -212,11 +212,12 @@ impl Ledger {
         unsafe { Mbuf::from_address(address) }
     }
 
-    /// Takes a later segment out of its frame: `None` unless there is one at `address`. Threads may try it at the same time.
-    pub fn unlink(&self, address: usize) -> Option<Mbuf> {
+    /// Takes a later segment out of its frame, and says how it was marked: `None` unless there is one at `address`. Threads may
+    /// try it at the same time.
+    pub fn unlink(&self, address: usize) -> Option<(Mbuf, Owner)> {
         let (slot, _) = self.word_of(address)?;
-        let owner = owner_in(slot.load(Ordering::Relaxed)).filter(|o| o.is_chained())?;
-        self.pass(address, owner, Owner::SWITCH)
+        let mark = owner_in(slot.load(Ordering::Relaxed)).filter(|o| o.is_chained())?;
+        Some((self.pass(address, mark, Owner::SWITCH)?, mark))
     }
 
     /// Takes a whole frame back: the mbuf at `address` and those it links to, all of them `owner`'s. Says how many mbufs

@@ -2,7 +2,7 @@
 
 use vswitch_common::csum::Sum;
 use vswitch_common::ethdev::Offloads;
-use vswitch_common::gso;
+use vswitch_common::gso::{self, Segmentation};
 use vswitch_common::mbuf::{Checksum, Mbuf, TxChecksum};
 
 use super::ledger::Ledger;
@@ -43,15 +43,15 @@ pub fn ready_for_driver(frame: &mut Mbuf, ledger: &Ledger, offloads: &Offloads) 
 
 #[cold]
 fn complete_chain(frame: &mut Mbuf, ledger: &Ledger, start: usize, offset: usize) {
-    ledger.with_segments(frame, |first, rest| {
-        let mut sum = Sum::default();
-        sum.add(first.data().get(start..).unwrap_or_default());
-        rest.iter().for_each(|segment| sum.add(segment.data()));
-        let field = first.data_mut().get_mut(start + offset..);
-        if let Some(field) = field.and_then(|f| f.first_chunk_mut()) {
-            *field = sum.checksum().to_be_bytes();
-        }
+    let mut sum = Sum::default();
+    sum.add(frame.data().get(start..).unwrap_or_default());
+    ledger.with_rest(frame, |rest| {
+        rest.iter().for_each(|segment| sum.add(segment.data()))
     });
+    let field = frame.data_mut().get_mut(start + offset..);
+    if let Some(field) = field.and_then(|f| f.first_chunk_mut()) {
+        *field = sum.checksum().to_be_bytes();
+    }
 }
 
 /// Leaves it to the NIC to cut a client's large frame. False, and nothing changed: it can't, or the frame is one mbuf, which
@@ -67,6 +67,11 @@ pub fn leave_to_nic(frame: &mut Mbuf, offloads: &Offloads) -> bool {
     let Some(place) = place.filter(|place| place.ipv6 == (segmentation.kind == gso::Kind::Tcp6)) else {
         return false;
     };
+    // What the client says of its headers' length may be wrong, and a NIC believes it.
+    let Segmentation { kind, ecn, size, .. } = segmentation;
+    if Segmentation::new(kind, ecn, size, start, frame.data()) != Some(segmentation) {
+        return false;
+    }
     as_dpdk_wants_it(frame.data_mut(), place, offloads.tx_ipv4_checksum);
     frame.set_checksum(Checksum::Unknown);
     frame.request_segmentation(place, segmentation, offloads.tx_ipv4_checksum && !place.ipv6);

@@ -245,8 +245,9 @@ impl Sender {
             }
             Io::Ethdev(io) => {
                 let (queue, lock) = io.tx_queue(self.thread);
+                let mut unfit_bytes = 0;
                 if chains && io.device.offloads().tx_chains {
-                    release_chains(&self.ledger, &io.device, queue, frames, &mut self.chains);
+                    unfit_bytes = release_chains(&self.ledger, &io.device, queue, frames, &mut self.chains);
                 }
                 let offered = frames.len();
                 {
@@ -256,10 +257,9 @@ impl Sender {
                 let taken = offered - frames.len();
                 let refused = self.chains.drain(..).filter(|(i, _)| *i >= taken);
                 refused.for_each(|(_, rest)| self.ledger.free_refused(&rest));
-                let sent = Sent {
-                    frames: taken,
-                    ..Sent::all_but(frames, total)
-                };
+                let mut sent = Sent::all_but(frames, total);
+                sent.frames = taken;
+                sent.left_bytes += unfit_bytes;
                 // Nothing is linked to them any more.
                 self.ledger.free_singles(frames);
                 (sent, Counter::TxDropFull)
@@ -278,7 +278,7 @@ impl Sender {
     }
 }
 
-/// Makes the chains of a batch fit for `device`, and takes those out that it can't send.
+/// Makes the chains of a batch fit for `device`, and takes those out that it can't send; says of how many bytes.
 #[cold]
 fn release_chains<const N: usize>(
     ledger: &Ledger,
@@ -286,12 +286,13 @@ fn release_chains<const N: usize>(
     queue: u16,
     batch: &mut ArrayVec<Mbuf, N>,
     chains: &mut Vec<(usize, Released)>,
-) {
-    let mut index = 0;
+) -> usize {
+    let (mut index, mut unfit_bytes) = (0, 0);
     while let Some(frame) = batch.get_mut(index) {
         if frame.segment_count() > 1 {
             let rest = ledger.release_chain(frame);
             if !device.prepare(queue, frame) {
+                unfit_bytes += frame.frame_len();
                 ledger.free_refused(&rest);
                 ledger.free_singles(&mut ArrayVec::from([batch.remove(index)]));
                 continue;
@@ -300,6 +301,7 @@ fn release_chains<const N: usize>(
         }
         index += 1;
     }
+    unfit_bytes
 }
 
 /// Why a client does not get a frame.

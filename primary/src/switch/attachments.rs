@@ -14,7 +14,7 @@ use vswitch_common::port::message::{Attached, Hello, QueueAddresses, Reason};
 use vswitch_common::stats::{Counter, Segment};
 
 use super::clients::{Claim, for_clients};
-use super::{Backend, Switch};
+use super::{Backend, Discarded, Switch};
 use crate::attach::{Admission, ClientId, Notice, Ports, Refused};
 use crate::datapath::client_port::Session;
 use crate::datapath::port::PortIndex;
@@ -80,13 +80,18 @@ impl Switch {
         })
     }
 
+    /// Is ring port `port` configured?
+    pub(super) fn is_ring_port(&self, port: u16) -> bool {
+        self.client_port(port).is_ok()
+    }
+
     /// Copies what clients count into the stats segment.
     pub(super) fn mirror_client_counters(&self) {
         for claim in self.clients.claims.values() {
             let index = usize::from(claim.index);
-            for (counter, of) in MIRRORED {
+            for ((counter, of), before) in MIRRORED.iter().zip(&claim.counted_before) {
                 // Wrapping: a client writes there what it likes.
-                let sum = claim.session.queues().iter().fold(0u64, |sum, q| {
+                let sum = claim.session.queues().iter().fold(*before, |sum, q| {
                     sum.wrapping_add(of(q.client_stats()).load(Ordering::Relaxed))
                 });
                 self.parts.stats.set(index, *counter, sum);
@@ -188,6 +193,10 @@ impl Ports for Switch {
                 index,
                 session,
                 node,
+                counted_before: MIRRORED
+                    .iter()
+                    .map(|(counter, _)| self.parts.segment.total(index.into(), *counter))
+                    .collect(),
                 offences_before: offences(&self.parts.segment, index),
                 named_at: 1,
             },
@@ -251,12 +260,8 @@ impl Ports for Switch {
             "port {port}: {} is gone, {reclaimed} mbufs taken back",
             display(hello)
         );
-        let configured = self
-            .ports
-            .values()
-            .any(|s| matches!(s.backend, Backend::Client { port: p, .. } if p == port));
-        if !configured {
-            self.clients.free_if_unused(port);
+        if !self.is_ring_port(port) {
+            self.discarded.push(Discarded::Rings(port));
         }
     }
 }

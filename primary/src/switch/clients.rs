@@ -128,6 +128,8 @@ pub struct Claim {
     pub session: Arc<Session>,
     /// The NUMA node that its process is kept on.
     pub node: Option<usize>,
+    /// What the port's earlier clients had counted, of each counter that is taken over from clients.
+    pub counted_before: Vec<u64>,
     /// Wrong ring entries that the port's earlier clients had handed in.
     pub offences_before: u64,
     /// With so many of its own it is named in the log once more.

@@ -160,8 +160,8 @@ impl Switch {
         }
     }
 
-    /// Lets go of devices that are gone. As a configuration does, it may wait for DPDK's locks.
-    pub fn drop_removed_devices(&mut self) {
+    /// Lets go of devices that are gone.
+    pub(super) fn drop_removed_devices(&mut self) {
         let removed = ethdev::events::take_removed();
         let is_gone = |state: &&super::PortState| matches!(&state.backend, Backend::Ethdev { io, .. } if removed.contains(io.device.device()));
         let gone: Vec<String> = self
@@ -171,12 +171,12 @@ impl Switch {
             .map(|state| state.name.clone())
             .collect();
         for name in gone {
-            self.let_go(&name);
+            self.let_device_go(&name);
         }
     }
 
     /// Lets a device go that was pulled out, or that the kernel wants back.
-    fn let_go(&mut self, name: &str) {
+    fn let_device_go(&mut self, name: &str) {
         let Some((index, io)) = self.take_device(name, "its device was removed") else {
             return;
         };

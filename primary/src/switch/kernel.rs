@@ -15,7 +15,7 @@ use vswitch_common::mbuf::Mbuf;
 use vswitch_common::netdev::{self, Netdev, State, TUN_DEVICE};
 use vswitch_control::MacAddr;
 
-use super::{Backend, Parts, Switch};
+use super::{Backend, Discarded, Parts, Switch};
 use crate::datapath::BURST;
 use crate::datapath::port::{EthdevIo, PortIndex};
 
@@ -286,18 +286,17 @@ impl Switch {
                 changed.push((state.name.clone(), *index, seen));
             }
         }
-        let mut deleted = Vec::new();
         for (name, _, seen) in &changed {
             if *seen == State::Gone
                 && let Some(state) = self.ports.get_mut(name)
             {
                 let reason = "its interface was deleted from the kernel; the next change of the configuration makes it again".into();
                 let failed = state.kind.without_backend(reason);
-                deleted.push(std::mem::replace(&mut state.backend, failed));
+                let deleted = std::mem::replace(&mut state.backend, failed);
+                self.discarded.push(Discarded::Backend(deleted));
             }
         }
         if !changed.is_empty() {
-            // No thread uses what was deleted any more when this returns.
             self.publish();
         }
         for (_, index, seen) in &changed {

@@ -185,8 +185,19 @@ pub struct Switch {
     overload: Overload,
     /// Devices that EAL attached at its start, by DPDK's port id.
     first_devices: Vec<(u16, String)>,
+    /// What is of no use any more, and can't be let go at any time.
+    discarded: Vec<Discarded>,
     /// What the attach server is to tell clients when a change is through.
     notices: Vec<(ClientId, Notice)>,
+}
+
+/// Something that DPDK's locks have to be taken for to let it go.
+#[derive(Debug)]
+enum Discarded {
+    /// The rings of a ring port that lost its client after its configuration.
+    Rings(u16),
+    /// A port of which the host has deleted the interface.
+    Backend(Backend),
 }
 
 impl Switch {
@@ -203,6 +214,7 @@ impl Switch {
             complaints: Vec::new(),
             overload: Overload::default(),
             first_devices: ethdev::attached_devices(),
+            discarded: Vec::new(),
             notices: Vec::new(),
         }
     }
@@ -327,16 +339,43 @@ impl Switch {
         std::mem::take(&mut self.notices)
     }
 
-    /// Stops the datapath and lets go of every device. Clients must be gone, or are about to lose the socket.
-    pub fn shut_down(mut self) -> Parts {
-        self.ports.clear();
+    /// Is there anything for [`Switch::let_go`]?
+    pub fn has_discarded(&self) -> bool {
+        !self.discarded.is_empty()
+    }
+
+    /// Lets go of what is gone or of no use any more. As a configuration does, it waits for DPDK's locks, which a client may hold
+    /// while it initialises EAL.
+    pub fn let_go(&mut self) {
+        self.drop_removed_devices();
+        for discarded in std::mem::take(&mut self.discarded) {
+            match discarded {
+                Discarded::Rings(port) if self.is_ring_port(port) => {}
+                Discarded::Rings(port) => self.clients.free_if_unused(port),
+                Discarded::Backend(backend) => drop(backend),
+            }
+        }
+    }
+
+    /// Stops the datapath and lets go of every device; `alone`: no client is left. One that can't be ended may hold DPDK's
+    /// locks for ever, and what they would be needed for is left to the kernel.
+    pub fn shut_down(mut self, alone: bool) -> Parts {
+        let (ports, discarded) = (
+            std::mem::take(&mut self.ports),
+            std::mem::take(&mut self.discarded),
+        );
+        if alone {
+            drop((ports, discarded));
+        } else {
+            std::mem::forget((ports, discarded));
+        }
         self.publish();
         self.parts.pmds.stop();
         for (_, claim) in self.clients.claims.drain() {
             claim.session.reclaim(&self.parts.ledger);
         }
-        for (_, memory) in self.clients.memory.drain() {
-            memory.free();
+        if alone {
+            self.clients.memory.drain().for_each(|(_, memory)| memory.free());
         }
         self.parts
     }

@@ -304,6 +304,24 @@ fn fewer_enabled_queues_than_rings_lose_nothing() {
     receives(&session.ports[1], 5);
 }
 
+/// Frames of a queue that the guest gives up while the switch takes none: they leave once it does.
+#[test]
+fn a_queue_given_up_is_emptied() {
+    let mut session = Session::new(4);
+    session.negotiate(SPLIT);
+    session.attach();
+    session.start_pair(0);
+    let (_, mut tx1) = session.start_pair(1);
+    session.ports[1].switch(|switch| switch.room = 0);
+    session.transmit(&mut tx1, 3, 5);
+    until("the guest's frame is taken", || tx1.used_index() == 1);
+    session.frontend.set_vring_enable(2, false).unwrap();
+    session.frontend.set_vring_enable(3, false).unwrap();
+    std::thread::sleep(Duration::from_millis(5));
+    session.ports[1].switch(|switch| switch.room = usize::MAX);
+    receives(&session.ports[1], 5);
+}
+
 #[test]
 fn memory_is_replaced_under_running_rings() {
     let mut session = Session::new(1);

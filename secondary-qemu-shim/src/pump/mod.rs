@@ -98,7 +98,7 @@ impl<P: SwitchPort> State<P> {
     /// Moves a batch in each direction.
     #[inline]
     fn step(&mut self) -> Standings {
-        let to_switch = match (
+        let mut to_switch = match (
             self.tx.as_mut().filter(|lane| lane.runs()),
             self.seats.first_mut(),
         ) {
@@ -107,6 +107,12 @@ impl<P: SwitchPort> State<P> {
             (None, Some(seat)) => seat.flush(),
             _ => Standing::Idle,
         };
+        // What was left of the guest's frames when it gave up their queue.
+        for seat in self.seats.iter_mut().skip(1) {
+            if seat.flush() == Standing::Busy {
+                to_switch = Standing::Busy;
+            }
+        }
         let mut to_guest = Standing::Idle;
         let mut lane = self.rx.as_mut().filter(|lane| lane.runs());
         for seat in &mut self.seats {

@@ -114,7 +114,7 @@ fn prepare<P: SwitchPort>(state: &mut State<P>, waits: Waits) -> bool {
         }
     }
     for (index, seat) in state.seats.iter_mut().enumerate() {
-        let blocked = waits.switch && index == 0;
+        let blocked = waits.switch && index == 0 || !seat.outgoing.is_empty();
         if blocked || waits.frames {
             seat.port.arm();
         }
