@@ -60,18 +60,47 @@ fn check(mut cpus: Vec<usize>, text: &str) -> Result<Vec<usize>, String> {
     }
 }
 
-/// CPUs that this process may use.
+/// CPUs that threads of this process may be pinned to: all of its cpuset. The process itself is kept off those that the kernel
+/// was told to isolate (`isolcpus=`), which PMD threads are to have.
 pub fn allowed() -> Vec<usize> {
-    // The affinity of the whole process: taken once, before any thread was pinned.
-    static ALLOWED: OnceLock<Vec<usize>> = OnceLock::new();
-    ALLOWED
-        .get_or_init(|| match sched_getaffinity(Pid::from_raw(0)) {
-            Ok(set) => (0..CpuSet::count())
-                .filter(|&cpu| set.is_set(cpu).unwrap_or(false))
-                .collect(),
-            Err(_) => vec![0],
-        })
-        .clone()
+    affinities().allowed.clone()
+}
+
+/// CPUs for what is not pinned: those that this process was started on.
+pub fn inherited() -> Vec<usize> {
+    affinities().inherited.clone()
+}
+
+#[derive(Debug)]
+struct Affinities {
+    inherited: Vec<usize>,
+    allowed: Vec<usize>,
+}
+
+fn affinities() -> &'static Affinities {
+    // Taken once, before any thread was pinned.
+    static AFFINITIES: OnceLock<Affinities> = OnceLock::new();
+    AFFINITIES.get_or_init(|| {
+        let inherited = of_this_thread().unwrap_or_else(|_| vec![0]);
+        // The kernel takes of all CPUs what the cpuset has.
+        let all: Vec<usize> = (0..CpuSet::count()).collect();
+        let allowed = pin(0, &all).and_then(|()| of_this_thread());
+        if let Err(e) = pin(0, &inherited) {
+            log::warn!("this thread's CPUs can't be set: {e}");
+        }
+        Affinities {
+            allowed: allowed.unwrap_or_else(|_| inherited.clone()),
+            inherited,
+        }
+    })
+}
+
+fn of_this_thread() -> nix::Result<Vec<usize>> {
+    sched_getaffinity(Pid::from_raw(0)).map(|set| members(&set).collect())
+}
+
+fn members(set: &CpuSet) -> impl Iterator<Item = usize> {
+    (0..CpuSet::count()).filter(|&cpu| set.is_set(cpu).unwrap_or(false))
 }
 
 /// The NUMA node of `cpu`; 0 where the kernel tells of none.
@@ -98,9 +127,7 @@ fn nodes(dir: &Path) -> HashMap<usize, usize> {
 /// The NUMA node of the CPUs that process `pid` may use, if they are of one.
 pub fn node_of_process(pid: i32) -> Option<usize> {
     let set = sched_getaffinity(Pid::from_raw(pid)).ok()?;
-    let mut nodes = (0..CpuSet::count())
-        .filter(|&cpu| set.is_set(cpu).unwrap_or(false))
-        .map(node);
+    let mut nodes = members(&set).map(node);
     let first = nodes.next()?;
     nodes.all(|node| node == first).then_some(first)
 }
@@ -142,6 +169,16 @@ mod tests {
             assert_eq!(node_of_process(std::process::id() as i32), Some(own));
         }
         assert_eq!(node_of_process(i32::MAX), None);
+    }
+
+    /// As a service is on a host with `isolcpus=`.
+    #[test]
+    fn a_cpu_that_the_process_was_not_started_on_may_be_named() {
+        let all = of_this_thread().unwrap();
+        pin(0, &all[..1]).unwrap();
+        assert_eq!((allowed(), inherited()), (all.clone(), all[..1].to_vec()));
+        assert_eq!(of_this_thread().unwrap(), all[..1]);
+        assert_eq!(parse_list(&show(&all)), Ok(all));
     }
 
     #[test]

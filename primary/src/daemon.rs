@@ -287,7 +287,7 @@ fn start_datapath(
     let Some(stats) = PortBlock::claim(&segment, 0) else {
         bail!("the counters are in use")
     };
-    let cpus = eal_config.cpus.clone().unwrap_or_else(cpus::allowed);
+    let cpus = eal_config.cpus.clone().unwrap_or_else(cpus::inherited);
     let pmds = Pmds::new(
         eal,
         publisher.clone(),
@@ -434,6 +434,9 @@ fn serve(
             next_tick = Instant::now() + TICK;
             switch.tick();
             client.publish(switch.status());
+            if switch.has_new_nics() && pending.is_none() {
+                pending = Some(switch.config().clone());
+            }
         }
         // A new configuration may allocate, and what is of no use be freed, and a client inside EAL's initialisation may hold
         // the allocator's locks, perhaps for ever: so that waits for the present turn's end, and the next turn waits for it.

@@ -130,7 +130,7 @@ impl EalConfig {
         });
         let list: Vec<String> = memory_by_node.iter().map(u64::to_string).collect();
         let per_node = list.join(",");
-        let all = cpu_list.clone().unwrap_or_else(cpus::allowed);
+        let all = cpu_list.clone().unwrap_or_else(cpus::inherited);
         let control = match &wishes.lcore_mask {
             Some(mask) => cpus::parse_mask(mask).map_err(|e| format!("other_config:dpdk-lcore-mask: {e}"))?,
             None => all.clone(),

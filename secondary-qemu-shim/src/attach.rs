@@ -3,11 +3,13 @@
 use std::collections::HashSet;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Builder;
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use vswitch_common::port::client::{AttachError, Attachment, Connection, Turn};
 use vswitch_common::port::message::{Hello, Reason};
@@ -83,6 +85,18 @@ impl AsFd for Attach {
     }
 }
 
+/// Why nobody answers at `path`.
+fn no_switch(path: &Path, why: Errno) -> String {
+    let path = path.display();
+    match why {
+        Errno::EACCES | Errno::EPERM => format!(
+            "no access to {path}: {}; run the shim as the switch's user or in its group (docs/guide.md, Without root); waiting",
+            why.desc()
+        ),
+        _ => format!("no switch running at {path}; waiting"),
+    }
+}
+
 /// Is it a switch on its way out that did not answer, or said so?
 fn is_ending(why: &AttachError) -> bool {
     match why {
@@ -113,10 +127,7 @@ impl Worker {
         let turn = loop {
             let (text, pause) = match self.turn() {
                 Ok(turn) => break turn,
-                Err(AttachError::NoSwitch { path, .. }) => (
-                    Some(format!("no switch running at {}; waiting", path.display())),
-                    LOOK_EVERY,
-                ),
+                Err(AttachError::NoSwitch { path, why }) => (Some(no_switch(&path, why)), LOOK_EVERY),
                 // It ends. The next one may be here soon.
                 Err(why) if is_ending(&why) => (None, LOOK_EVERY),
                 // Most likely the shim that this one takes the place of, on its way out.
@@ -196,5 +207,20 @@ impl Worker {
             eprintln!("dpdk-qemu-shim: port {}: {text}", self.config.port);
             self.said.insert(text);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Who may not look into the switch's directory is not told that there is no switch.
+    #[test]
+    fn no_answer_is_told_from_no_access() {
+        let text = |why| no_switch(Path::new("/run/attach.sock"), why);
+        assert_eq!(text(Errno::ENOENT), "no switch running at /run/attach.sock; waiting");
+        assert_eq!(text(Errno::ECONNREFUSED), text(Errno::ENOENT));
+        let denied = text(Errno::EACCES);
+        assert!(denied.starts_with("no access to /run/attach.sock: Permission denied; run the shim as"));
     }
 }

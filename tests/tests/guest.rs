@@ -286,6 +286,31 @@ fn a_socket_without_access_is_named() {
     }
 }
 
+/// What a guest's driver was not ready for, over two shims.
+#[test]
+fn what_guests_count_goes_on_with_the_next_shim() {
+    let mut net = Net::new(1, "macswap", &[]);
+    net.wait_for_echo();
+    drop(net.guest);
+    let counted = || net.switch.count("dpdkr2", Counter::GuestRxNotReady);
+    eventually("no driver is there", || {
+        net.client.send(&[Frame::marked(GUEST, mac(1), 1, 60)]);
+        counted() > 0
+    });
+    // Once a second they are taken over.
+    thread::sleep(Duration::from_millis(1500));
+    let before = counted();
+    let ten = vec![Frame::marked(GUEST, mac(1), 1, 60); 10];
+    net.client.send(&ten);
+    eventually("they are counted", || counted() == before + 10);
+    net.shim.process().kill();
+    net.shim.restart();
+    net.switch.wait_for_log("is gone");
+    eventually("the next one attaches", || net.switch.port("dpdkr2").info.link);
+    net.client.send(&ten);
+    eventually("they are counted on top", || counted() == before + 20);
+}
+
 /// The clock of a process says whether its threads poll.
 #[track_caller]
 fn assert_process_polls(pid: i32, polls: bool) {

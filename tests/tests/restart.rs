@@ -73,6 +73,18 @@ fn what_a_killed_switch_left_is_cleared_up() {
     switch.stop();
 }
 
+/// A mask that was mistyped while the switch ran, where it changed nothing, must not be its end with the next start.
+#[test]
+fn a_wrong_pmd_mask_at_the_start_stops_no_frame() {
+    let mut switch = Switch::with_ports(&[1, 2]);
+    switch.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x0");
+    switch.end();
+    switch.restart();
+    switch.wait_for_log("'0x0' names no CPU");
+    let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
+    frames_pass(&mut one, &mut two);
+}
+
 /// SIGTERM with clients attached and busy: they are told, and nothing stays.
 #[test]
 fn sigterm_under_load_leaves_nothing() {

@@ -356,7 +356,7 @@ fn pulled_out(host: &mut NicHost, driver: &str) {
     host.wait_for("igb has it", "ls /sys/bus/pci/drivers/igb", |text| {
         text.contains(NICS[1])
     });
-    host.vsctl("--no-wait set Interface ovs_dpdk_17 mtu_request=1500");
+    host.vsctl("--no-wait set Interface ovs_dpdk_17 mtu_request=8000");
     host.wait_interface("ovs_dpdk_17", "error", "bound to the kernel's driver igb");
     host.wait_interface("ovs_dpdk_17", "error", "scripts/host-setup --bind 0000:02:00.0");
     host.wait_for("it has its address", "ip address show", |text| {
@@ -366,9 +366,10 @@ fn pulled_out(host: &mut NicHost, driver: &str) {
         "ip address flush dev $(ls /sys/bus/pci/devices/0000:02:00.0/net) && \
          /opt/scripts/host-setup --bind 0000:02:00.0 --driver {driver} --yes"
     ));
-    host.vsctl("set Interface ovs_dpdk_17 mtu_request=9000");
+    // Nobody need tell the switch.
     host.wait_interface("ovs_dpdk_17", "error", "[]");
     host.wait_interface("ovs_dpdk_17", "link_state", "up");
+    host.vsctl("set Interface ovs_dpdk_17 mtu_request=9000");
     host.wires.iter().for_each(Wire::drain);
     exchange(&host.wires, 100);
     host.appctl("exit");

@@ -64,7 +64,7 @@ impl Forwarder {
         self.out.resize(ports);
     }
 
-    /// Forwards `frames`, which came in by receive queue `queue` of `port`; takes all of them.
+    /// Forwards `frames`, which came in by receive queue `queue` of `port`; takes all of them. Returns how many it made of them.
     ///
     /// They leave by the queue of the same number, so that what a guest spreads over its queues stays spread, and
     /// in order.
@@ -75,11 +75,12 @@ impl Forwarder {
         queue: u16,
         frames: &mut ArrayVec<Mbuf, BURST>,
         now: Moment,
-    ) {
+    ) -> u64 {
         let Forwarder { classifier, out } = self;
         out.sender.queue = usize::from(queue);
         let Some(bridge) = snapshot.bridges.get(port.bridge) else {
-            return out.sender.ledger.free_all(frames);
+            out.sender.ledger.free_all(frames);
+            return 0;
         };
         let index = usize::from(port.index);
         out.count(index, Counter::RxPackets, frames.len() as u64);
@@ -87,9 +88,11 @@ impl Forwarder {
         out.count(index, Counter::RxBytes, found.bytes);
         out.count(index, Counter::Learned, found.learned);
         if let Some(target) = whole_way(snapshot, port, &found) {
-            out.count(index, Counter::RxCopies, frames.len() as u64);
+            let copies = frames.len() as u64;
+            out.count(index, Counter::RxCopies, copies);
             // Nothing is pending that they could overtake.
-            return out.sender.send(target, frames, found.bytes as usize, false);
+            out.sender.send(target, frames, found.bytes as usize, false);
+            return copies;
         }
         for &(at, reason) in found.refused.iter().rev() {
             out.drop_frame(frames.remove(at), index, reason);
@@ -125,8 +128,10 @@ impl Forwarder {
             };
         }
         drop(frames);
+        copies += out.take_pieces();
         out.count(index, Counter::RxCopies, copies);
         out.flush(snapshot);
+        copies
     }
 }
 

@@ -37,6 +37,8 @@ pub struct Output {
     batches: Vec<Batch>,
     /// Ports with something in their batch.
     pending: Vec<PortIndex>,
+    /// What large frames were cut into, beyond one for each.
+    pieces: u64,
 }
 
 /// Hands frames over to clients and drivers, and counts them.
@@ -64,7 +66,13 @@ impl Output {
             },
             batches: Vec::new(),
             pending: Vec::new(),
+            pieces: 0,
         }
+    }
+
+    /// What large frames were cut into since the last call, beyond one for each.
+    pub fn take_pieces(&mut self) -> u64 {
+        std::mem::take(&mut self.pieces)
     }
 
     /// Adapts to the ports of a new snapshot. Nothing is pending between bursts.
@@ -99,7 +107,7 @@ impl Output {
                 let offloads = io.device.offloads();
                 if frame.is_large() {
                     if !offload::leave_to_nic(&mut frame, offloads) {
-                        return self.cut(from, target, frame, offloads, tag);
+                        return self.cut(target, frame, offloads, tag);
                     }
                 } else if matches!(from.io, Io::Client(_)) {
                     offload::ready_for_driver(&mut frame, &self.sender.ledger, offloads);
@@ -127,9 +135,9 @@ impl Output {
         self.add(target, frame, len, chain);
     }
 
-    /// Cuts a large frame for the device `target`. Its segments count as so many copies.
+    /// Cuts a large frame for the device `target`.
     #[cold]
-    fn cut(&mut self, from: &Port, target: &Port, frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
+    fn cut(&mut self, target: &Port, frame: Mbuf, offloads: &Offloads, tag: Option<u16>) {
         let ledger = Arc::clone(&self.sender.ledger);
         let index = usize::from(target.index);
         let count = gso::cut(&ledger, frame, |segment| match segment {
@@ -141,7 +149,7 @@ impl Output {
         });
         match count {
             0 => self.count(index, Counter::TxDropTooLong, 1),
-            n => self.count(from.index.into(), Counter::RxCopies, n as u64 - 1),
+            n => self.pieces += n as u64 - 1,
         }
     }
 

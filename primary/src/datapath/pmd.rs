@@ -111,13 +111,14 @@ impl Pmd {
                     continue;
                 }
                 let count = frames.len();
+                let mut copies = 0;
                 if count > 0 {
                     packets += count;
-                    forwarder.burst(&snapshot, &polled.port, polled.queue, &mut frames, now);
+                    copies = forwarder.burst(&snapshot, &polled.port, polled.queue, &mut frames, now);
                 }
                 let time = laps.lap();
                 polled.busy.add(time);
-                turns.charge(number, time, count);
+                turns.charge(number, time, count, copies);
                 worked = true;
             }
             let tick = laps.end();

@@ -15,7 +15,7 @@ pub struct Turns {
     lead: u64,
     /// What a queue's turn should last at most: the others wait for so long.
     turn: u64,
-    /// No turn counts for more than this: the thread was interrupted.
+    /// No turn counts for more than this, unless its frames were copied often: the thread was interrupted.
     longest: u64,
     /// What the queue that wants and has had least has had.
     floor: u64,
@@ -34,6 +34,8 @@ struct Account {
 }
 
 const NOBODY: u64 = u64::MAX;
+/// Copies that may take as long as the longest turn: one to the kernel is a system call.
+const COPIES: u64 = 256;
 
 impl Turns {
     /// For no queue so far.
@@ -83,11 +85,15 @@ impl Turns {
         usize::from(account.burst)
     }
 
-    /// `queue` had work for `time`, with `frames` frames in it.
+    /// `queue` had work for `time`, with `frames` frames in it, of which `copies` were made: to many ports, or cut in pieces.
     #[inline]
-    pub fn charge(&mut self, queue: usize, time: u64, frames: usize) {
+    pub fn charge(&mut self, queue: usize, time: u64, frames: usize, copies: u64) {
         let account = &mut self.queues[queue];
-        let time = time.min(self.longest);
+        let mut longest = self.longest;
+        if copies > COPIES {
+            longest = longest.saturating_mul(copies / COPIES);
+        }
+        let time = time.min(longest);
         // It may not have wanted time for a while: what it let pass is gone.
         account.used = account.used.max(self.floor) + time;
         self.lowest = self.lowest.min(account.used);
@@ -95,9 +101,11 @@ impl Turns {
         if frames == 0 {
             return;
         }
-        let (frames, most) = (frames as u64, BURST as u64);
+        // One cheap frame says little of those behind it.
+        let most = (2 * usize::from(account.burst)).min(BURST) as u64;
+        let frames = frames as u64;
         account.burst = if time * most <= self.turn * frames {
-            BURST as u8
+            most as u8
         } else {
             (frames * self.turn / time).clamp(1, most) as u8
         };
@@ -142,7 +150,7 @@ mod tests {
                 seen[queue] = clock;
                 had[queue].0 += time;
                 had[queue].1 += frames as u64;
-                turns.charge(queue, time, frames);
+                turns.charge(queue, time, frames, frames as u64);
             }
         }
         had
@@ -200,7 +208,7 @@ mod tests {
         for _ in 0..1_000 {
             turns.next_round();
             assert!(turns.burst(0) > 0 && turns.burst(1) > 0);
-            turns.charge(0, TURN, 20);
+            turns.charge(0, TURN, 20, 20);
         }
         // Now the second one wants as well: it is not ahead by what the first has had.
         let mut passed = 0;
@@ -210,7 +218,7 @@ mod tests {
                 if turns.burst(queue) == 0 {
                     passed += 1;
                 } else {
-                    turns.charge(queue, TURN, 20);
+                    turns.charge(queue, TURN, 20, 20);
                 }
             }
         }
@@ -223,17 +231,39 @@ mod tests {
         let mut turns = Turns::new(LEAD, TURN, 1_000_000);
         turns.reset(2);
         turns.next_round();
-        turns.charge(0, u64::MAX / 4, 1);
-        turns.charge(1, 1_000, 1);
+        turns.charge(0, u64::MAX / 4, 1, 1);
+        turns.charge(1, 1_000, 1, 1);
         let mut rounds = 0;
         loop {
             turns.next_round();
-            turns.charge(1, TURN, 20);
+            turns.charge(1, TURN, 20, 20);
             rounds += 1;
             if turns.burst(0) > 0 {
                 break;
             }
         }
         assert!(rounds <= 1_000_000 / TURN + 1, "{rounds}");
+    }
+
+    /// A large frame that is cut into a thousand for the kernel: paid for whole, and a cheap one behind it lets no burst in.
+    #[test]
+    fn dear_frames_hide_behind_nothing() {
+        let mut turns = Turns::new(LEAD, TURN, 1_000_000);
+        turns.reset(2);
+        turns.next_round();
+        turns.charge(0, 3_000_000, 1, 1_365);
+        turns.charge(1, 1_000, 1, 1);
+        let mut rounds = 0;
+        while turns.burst(0) == 0 {
+            turns.charge(1, TURN, 20, 20);
+            turns.next_round();
+            rounds += 1;
+        }
+        assert!(rounds * TURN >= 3_000_000 - TURN, "{rounds}");
+        assert_eq!(turns.burst(0), 1);
+        turns.charge(0, 50, 1, 1);
+        assert!(turns.queues[0].burst <= 2);
+        (0..5).for_each(|_| turns.charge(0, 50, 1, 1));
+        assert_eq!(usize::from(turns.queues[0].burst), BURST);
     }
 }

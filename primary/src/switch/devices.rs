@@ -6,7 +6,7 @@ use std::time::Duration;
 use vswitch_common::ethdev::{self, Ethdev, EthdevError, Setup};
 
 use super::kernel::explain_devargs;
-use super::kind::DeviceName;
+use super::kind::{DeviceName, Kind};
 use super::pci::{self, Pci};
 use super::{Backend, Switch};
 use crate::datapath::port::{EthdevIo, PortIndex};
@@ -160,6 +160,20 @@ impl Switch {
         }
     }
 
+    /// Was a NIC bound to a DPDK driver since ports were last set up, while one waits for its device? Call it now and then.
+    pub fn has_new_nics(&mut self) -> bool {
+        let waits = |state: &super::PortState| {
+            matches!(state.kind, Kind::Ethdev { .. }) && matches!(state.backend, Backend::Failed(_))
+        };
+        if !self.ports.values().any(waits) {
+            return false;
+        }
+        let nics = Pci::default().dpdk_nics();
+        // One that was pulled out is a new one when it comes back.
+        self.nics_tried.retain(|nic| nics.contains(nic));
+        nics.iter().any(|nic| !self.nics_tried.contains(nic))
+    }
+
     /// Lets go of devices that are gone.
     pub(super) fn drop_removed_devices(&mut self) {
         let removed = ethdev::events::take_removed();
@@ -182,8 +196,9 @@ impl Switch {
         };
         self.forget_port(index);
         let device = io.device.device().to_owned();
-        let why =
-            format!("device {device} was removed; when it is back and bound again, set the interface anew");
+        let why = format!(
+            "device {device} was removed; it is taken again when it is back and bound to a DPDK driver"
+        );
         log::warn!("{name}: {why}");
         if let Some(io) = unshare(io) {
             io.device.surrender();

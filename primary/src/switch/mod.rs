@@ -185,6 +185,8 @@ pub struct Switch {
     overload: Overload,
     /// Devices that EAL attached at its start, by DPDK's port id.
     first_devices: Vec<(u16, String)>,
+    /// NICs that were bound to a DPDK driver when ports were last set up.
+    nics_tried: Vec<String>,
     /// What is of no use any more, and can't be let go at any time.
     discarded: Vec<Discarded>,
     /// What the attach server is to tell clients when a change is through.
@@ -214,6 +216,7 @@ impl Switch {
             complaints: Vec::new(),
             overload: Overload::default(),
             first_devices: ethdev::attached_devices(),
+            nics_tried: Vec::new(),
             discarded: Vec::new(),
             notices: Vec::new(),
         }

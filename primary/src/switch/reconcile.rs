@@ -13,6 +13,7 @@ use super::bridges::{self, own_mac};
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
+use super::pci::Pci;
 use super::ports::{self, Wanted};
 use super::{Backend, BridgeState, PortState, Switch, complain};
 use crate::attach::{Notice, Refused};
@@ -25,8 +26,14 @@ use crate::rxq::settings;
 const LOCAL: u16 = 65534;
 
 impl Switch {
+    /// What is in force.
+    pub fn config(&self) -> &SwitchConfig {
+        &self.config
+    }
+
     /// Brings `config` into force.
     pub fn configure(&mut self, config: SwitchConfig) {
+        self.nics_tried = Pci::default().dpdk_nics();
         self.configure_threads(&config);
         self.configure_bridges(&config);
         let wanted: BTreeMap<&str, Wanted<'_>> = config
@@ -68,9 +75,15 @@ impl Switch {
             .filter(|m| !m.is_empty());
         match mask.map(crate::cpus::parse_mask).transpose() {
             Ok(cpus) => self.parts.pmds.configure(cpus.as_deref()),
-            Err(e) => complaints.push(format!(
-                "Open_vSwitch other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"
-            )),
+            Err(e) => {
+                complaints.push(format!(
+                    "Open_vSwitch other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"
+                ));
+                // As they are at the start is none at all, and somebody has to forward.
+                if self.parts.pmds.count() == 0 {
+                    self.parts.pmds.configure(None);
+                }
+            }
         }
         complaints.extend(stats_interval(&config.other_config).err());
         complain("", &mut self.complaints, complaints);
