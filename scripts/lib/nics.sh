@@ -6,6 +6,13 @@
 dpdk_drivers=(vfio-pci uio_pci_generic igb_uio)
 
 is_pci_address() { [[ $1 =~ ^[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$ ]]; }
+# full_address NAME: a PCI address as the kernel writes it; an interface's name as it is
+full_address() {
+    local name=$1
+    [[ ! $name =~ ^[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$ ]] || name=0000:$name
+    ! is_pci_address "$name" || name=${name,,}
+    echo "$name"
+}
 is_dpdk_driver() { [[ " ${dpdk_drivers[*]} " == *" $1 "* ]]; }
 
 # PCI addresses of all network devices, one a line

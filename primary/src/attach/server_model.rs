@@ -379,7 +379,10 @@ impl State {
         self.server.work(&mut self.ports, !waits);
         if !self.server.turn_is_taken() && (waits || self.ports.discarded) {
             let locked = self.world().clients.iter().any(Client::initialises);
-            assert!(!locked, "the switch allocates or frees while a client initialises EAL");
+            assert!(
+                !locked,
+                "the switch allocates or frees while a client initialises EAL"
+            );
             (self.configuration, self.ports.discarded) = (false, false);
             self.server.work(&mut self.ports, true);
         }
