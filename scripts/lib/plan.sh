@@ -129,6 +129,10 @@ check_bind() {
     [ "$now" != "$driver" ] || return 0
     interfaces=$(nic_interfaces "$address")
     label=$address${interfaces:+ (${interfaces//$'\n'/, })}
+    if is_shared_driver "$now"; then
+        problems+=("$label stays with $now: DPDK works beside that driver, and not without it. Give the NIC to the switch as it is: options:dpdk-devargs=$address")
+        return
+    fi
     for interface in $interfaces; do
         reason=$(why_in_use "$interface")
         [ -z "$reason" ] ||

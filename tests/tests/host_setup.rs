@@ -363,6 +363,17 @@ fn what_vfio_and_uio_cannot_do_is_refused_before_the_driver_is_gone() {
             "shares its IOMMU group 10 with 0000:01:00.3 (ahci)",
         ),
         (
+            "a NIC that DPDK drives beside the kernel",
+            &|h| {
+                h.link(
+                    "sys/bus/pci/devices/0000:01:00.0/driver",
+                    "../../drivers/mlx5_core",
+                )
+            },
+            "--bind eth1",
+            "0000:01:00.0 (eth1) stays with mlx5_core: DPDK works beside that driver, and not without it",
+        ),
+        (
             "uio under a translating IOMMU",
             &|_| (),
             "--bind eth1 --driver uio_pci_generic",
