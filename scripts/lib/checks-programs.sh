@@ -134,10 +134,7 @@ check_nics() {
         interfaces=$(nic_interfaces "$address")
         node=$(pci_attribute "$address" numa_node)
         group=$(iommu_group "$address")
-        possible=()
-        for entry in "${dpdk_drivers[@]}"; do
-            [ "$entry" = "$driver" ] || ! module_there "$entry" || possible+=("$entry")
-        done
+        mapfile -t possible < <(possible_drivers "$driver")
         in_use=
         for entry in $interfaces; do
             [ -n "$in_use" ] || in_use=$(why_in_use "$entry")
@@ -154,6 +151,7 @@ check_nics() {
         elif ! is_dpdk_driver "$driver" && [ ${#possible[@]} -gt 0 ]; then
             text+="; free for DPDK: scripts/host-setup --bind $address"
         fi
+        ! is_shared_driver "$driver" || text+="; DPDK works beside its kernel driver; do not bind"
         report $state "nic.$address" "$text" "$fix"
         if is_dpdk_driver "$driver" && [[ $node =~ ^[0-9]+$ ]] && ! node_has_hugepages "$node"; then
             report warn "nic.$address.numa" "it is on NUMA node $node, where there are no hugepages" \

@@ -4,9 +4,28 @@
 
 # What DPDK drives a NIC by, best first
 dpdk_drivers=(vfio-pci uio_pci_generic igb_uio)
+# Kernel drivers that DPDK's work beside, and not without (primary/src/switch/pci.rs)
+shared_drivers=(mlx5_core mlx4_core mana)
 
 is_pci_address() { [[ $1 =~ ^[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$ ]]; }
+# full_address NAME: a PCI address as the kernel writes it; an interface's name as it is
+full_address() {
+    local name=$1
+    [[ ! $name =~ ^[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$ ]] || name=0000:$name
+    ! is_pci_address "$name" || name=${name,,}
+    echo "$name"
+}
 is_dpdk_driver() { [[ " ${dpdk_drivers[*]} " == *" $1 "* ]]; }
+is_shared_driver() { [[ " ${shared_drivers[*]} " == *" $1 "* ]]; }
+
+# possible_drivers DRIVER: what else DPDK could drive a NIC by that has DRIVER, one a line
+possible_drivers() {
+    local entry
+    ! is_shared_driver "$1" || return 0
+    for entry in "${dpdk_drivers[@]}"; do
+        [ "$entry" = "$1" ] || ! module_there "$entry" || echo "$entry"
+    done
+}
 
 # PCI addresses of all network devices, one a line
 nic_addresses() {
@@ -85,17 +104,14 @@ nic_status() {
     while read -r address; do
         driver=$(nic_driver "$address")
         interfaces=$(nic_interfaces "$address")
-        possible=
-        for entry in "${dpdk_drivers[@]}"; do
-            [ "$entry" = "$driver" ] || ! module_there "$entry" || possible+=${possible:+,}$entry
-        done
+        possible=$(possible_drivers "$driver")
         use=
         for entry in $interfaces; do [ -z "$(why_in_use "$entry")" ] || use=' *Active*'; done
         kind=kernel
         [ -n "$driver" ] || kind=other
         ! is_dpdk_driver "$driver" || kind=dpdk
         list[$kind]+="$address '$(nic_name "$address")'${interfaces:+ if=${interfaces//$'\n'/,}}"
-        list[$kind]+="${driver:+ drv=$driver} unused=$possible$use"$'\n'
+        list[$kind]+="${driver:+ drv=$driver} unused=${possible//$'\n'/,}$use"$'\n'
     done < <(nic_addresses)
     heading "Network devices using a driver for DPDK"
     printf '%s\n' "${list[dpdk]:-$none}"

@@ -49,12 +49,13 @@ gid_of_group() {
 
 # --- NICs --------------------------------------------------------------------------
 
+# Leaves $bind and $unbind as PCI addresses: at the next boot a name may be another NIC's
 plan_nics() {
-    local name address addresses=() gid=''
+    local name address addresses=() given_back=() gid=''
     for name in "${bind[@]}"; do
         address=
         find_nic "$name" || continue
-        addresses+=("$address")
+        [[ " ${addresses[*]} " == *" $address "* ]] || addresses+=("$address")
     done
     for address in "${addresses[@]}"; do
         check_bind "$address" "${addresses[@]}"
@@ -78,15 +79,17 @@ plan_nics() {
             check_free "$address"
             want driver "$address" "$(driver_before "$address")"
         fi
+        given_back+=("$address")
     done
+    bind=("${addresses[@]}") unbind=("${given_back[@]}")
 }
 
 # find_nic NAME: sets $address, or tells the problem
 find_nic() {
-    local name=$1
-    if [[ $name =~ ^[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]$ ]]; then name=0000:$name; fi
+    local name
+    name=$(full_address "$1")
     if is_pci_address "$name"; then
-        address=${name,,}
+        address=$name
         if [ ! -e "$pci/devices/$address" ]; then
             problems+=("there is no PCI device $address here. $(known_nics)")
         elif ! is_network_class "$address"; then
@@ -126,6 +129,10 @@ check_bind() {
     [ "$now" != "$driver" ] || return 0
     interfaces=$(nic_interfaces "$address")
     label=$address${interfaces:+ (${interfaces//$'\n'/, })}
+    if is_shared_driver "$now"; then
+        problems+=("$label stays with $now: DPDK works beside that driver, and not without it. Give the NIC to the switch as it is: options:dpdk-devargs=$address")
+        return
+    fi
     for interface in $interfaces; do
         reason=$(why_in_use "$interface")
         [ -z "$reason" ] ||
@@ -205,24 +212,81 @@ check_undo() {
 
 # --- at boot -------------------------------------------------------------------------
 
-# The same command again at each boot, by a unit made from the one that ships
+# What the installed unit does and what this run does, at each boot, by a unit made from the one that ships.
+# Sets $boot_command
 plan_boot() {
-    local unit=dpdk-vswitch-host.service line text='' word command
+    local unit=dpdk-vswitch-host.service line text='' options=()
     local dir=/etc/systemd/system shipped=$top/packaging/systemd/$unit
     if [ ! -d "$root$dir" ]; then
         problems+=("--at-boot makes a systemd unit, and there is no $dir here; run this at boot by other means: $top/scripts/host-setup --yes ${again[*]}")
         return
     fi
     [ -r "$shipped" ] || { problems+=("--at-boot needs $shipped"); return; }
-    command="$top/scripts/host-setup --yes"
-    for word in "${again[@]}"; do command+=" $word"; done
+    boot_options "$dir/$unit"
+    if [ ${#options[@]} = 0 ]; then
+        want link "$dir/multi-user.target.wants/$unit" -
+        want file "$dir/$unit" -
+        return
+    fi
+    boot_command="$top/scripts/host-setup --yes ${options[*]}"
     while IFS= read -r line; do
-        [[ $line != ExecStart=* ]] || line="ExecStart=$command"
+        [[ $line != ExecStart=* ]] || line="ExecStart=$boot_command"
         text+="$line\\n"
     done <"$shipped"
     want file "$dir/$unit" "=$text"
     want dir "$dir/multi-user.target.wants" made
     want link "$dir/multi-user.target.wants/$unit" "../$unit"
+}
+
+# boot_options UNIT: sets $options to those of the unit, if it is there, and of this run: NICs add up,
+# other values of this run take the place of the unit's
+boot_options() {
+    local line words=() i name address named=() nics=() others=() was
+    local -A value=()
+    while IFS= read -r line; do
+        # --option=value is two words as well
+        [[ $line != ExecStart=* ]] || read -ra words <<<"${line//=/ }"
+    done < <(file_of "$1")
+    for ((i = 2; i < ${#words[@]}; i++)); do
+        name=${words[i]}
+        case $name in
+        --yes) continue ;;
+        --bind) named+=("${words[i + 1]-}") ;;
+        # Earlier versions kept it; at boot NICs are the kernel's anyway
+        --unbind) ;;
+        --hugepages | --page-size | --group | --driver) value[$name]=${words[i + 1]-} ;;
+        *)
+            problems+=("$1 has '$name', which host-setup can't keep; take it out there")
+            return ;;
+        esac
+        i=$((i + 1))
+    done
+    for name in "${named[@]}"; do
+        address=$(full_address "$name")
+        is_pci_address "$address" || find_nic "$name" ||
+            problems+=("$1 has --bind $name; put the NIC's PCI address there, or take it out")
+        [[ " ${nics[*]} ${unbind[*]} " != *" $address "* ]] || continue
+        nics+=("$address")
+        [[ " ${bind[*]} " == *" $address "* ]] || others+=("$address")
+    done
+    if [ ${#bind[@]} -gt 0 ]; then
+        was=${value[--driver]:-vfio-pci}
+        [ ${#others[@]} = 0 ] || [ "$driver" = "$was" ] ||
+            problems+=("at boot all NICs go to one driver: $1 gives ${others[*]} to $was, this would give ${bind[*]} to $driver. Name all of them by --bind, with one --driver")
+        value[--driver]=${driver#vfio-pci}
+    fi
+    for address in "${bind[@]}"; do
+        [[ " ${nics[*]} " == *" $address "* ]] || nics+=("$address")
+    done
+    # A page size belongs to an amount
+    [ -z "$hugepages" ] || value[--hugepages]=$hugepages value[--page-size]=
+    [ "$page_kb" = 2048 ] || value[--page-size]=1G
+    [ -z "$group" ] || value[--group]=$group
+    [ -n "${value[--hugepages]-}${value[--group]-}${nics[*]}" ] || return 0
+    for name in --hugepages --page-size --group --driver; do
+        [ -z "${value[$name]-}" ] || options+=("$name" "${value[$name]}")
+    done
+    for address in "${nics[@]}"; do options+=(--bind "$address"); done
 }
 
 # --- in words ------------------------------------------------------------------------
@@ -283,5 +347,9 @@ hints() {
             echo "  Note: no IOMMU protects the memory from $thing under ${line##*:}" ;;
         esac
     done
-    [ -n "$at_boot" ] || echo "  This holds until the next boot; --at-boot keeps it."
+    if [ -n "$at_boot" ]; then
+        echo "  At each boot: ${boot_command:-nothing}"
+    else
+        echo "  This holds until the next boot; --at-boot keeps it."
+    fi
 }

@@ -243,6 +243,25 @@ fn each_lack_is_named_with_the_way_to_mend_it() {
 }
 
 #[test]
+fn a_nic_that_dpdk_drives_beside_the_kernel_is_not_to_be_bound() {
+    let host = FakeHost::new();
+    host.link("sys/bus/pci/devices/0000:01:00.0/driver", "../../drivers/mana");
+    let report = parsed(&host.script("host-check", "--json"));
+    let (state, text, fix) = check(&report, "nic.0000:01:00.0");
+    assert_eq!((state, fix), ("ok", ""), "{text}");
+    assert!(
+        text.contains("DPDK works beside its kernel driver; do not bind"),
+        "{text}"
+    );
+    assert!(!text.contains("--bind"), "{text}");
+    assert_eq!(report["nics"][1]["possible"], serde_json::json!([]));
+    assert!(
+        check(&report, "nic.0000:01:00.1").1.contains("--bind"),
+        "another NIC is"
+    );
+}
+
+#[test]
 fn a_container_without_anything_is_no_obstacle() {
     let host = FakeHost::empty();
     let said = host.script("host-check", "--json");

@@ -12,6 +12,7 @@ use vswitch_tests::prerequisites;
 type Prepare<'a> = &'a dyn Fn(&FakeHost);
 
 const PAGES: &str = "/sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages";
+const UNIT: &str = "etc/systemd/system/dpdk-vswitch-host.service";
 
 #[test]
 fn a_dry_run_shows_the_plan_and_changes_nothing() {
@@ -42,7 +43,7 @@ fn hugepages_group_and_unit_are_set_and_taken_back_exactly() {
     assert_eq!(said.status, 0, "{said:?}");
     // Never lowered: 100 MiB are 50 pages, and 100 were there
     assert_eq!((host.pages(0), host.pages(1)), (256, 100));
-    let unit = host.read("etc/systemd/system/dpdk-vswitch-host.service");
+    let unit = host.read(UNIT);
     assert!(
         unit.contains("scripts/host-setup --yes --hugepages 512,100 --group hugetlbfs\n"),
         "{unit}"
@@ -69,6 +70,82 @@ fn hugepages_group_and_unit_are_set_and_taken_back_exactly() {
         0,
         "a second time there is nothing to do"
     );
+}
+
+/// The options in the unit's command.
+fn at_boot(host: &FakeHost) -> String {
+    let unit = host.read(UNIT);
+    let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart="));
+    let options = command.and_then(|c| c.split_once("/scripts/host-setup --yes "));
+    options.expect("a command of host-setup").1.to_owned()
+}
+
+#[test]
+fn what_the_unit_does_at_boot_is_kept_by_later_runs() {
+    let host = FakeHost::new();
+    host.write(
+        UNIT,
+        include_str!("../../packaging/systemd/dpdk-vswitch-host.service"),
+    );
+    assert_eq!(at_boot(&host), "--hugepages 512");
+    for address in ["0000:01:00.0", "0000:01:00.1"] {
+        host.link(
+            &format!("sys/bus/pci/devices/{address}/driver"),
+            "../../drivers/vfio-pci",
+        );
+    }
+    let run = |arguments: &str| host.setup(&format!("{arguments} --at-boot --yes"));
+    let (one, two) = ("--bind 0000:01:00.0", "--bind 0000:01:00.1");
+    for (arguments, options) in [
+        ("--bind eth1", format!("--hugepages 512 {one}")),
+        ("--bind 01:00.1", format!("--hugepages 512 {one} {two}")),
+        ("--hugepages 1024", format!("--hugepages 1024 {one} {two}")),
+        (
+            "--group hugetlbfs",
+            format!("--hugepages 1024 --group hugetlbfs {one} {two}"),
+        ),
+    ] {
+        let said = run(arguments);
+        assert_eq!(said.status, 0, "{arguments}: {said:?}");
+        assert_eq!(at_boot(&host), options, "{arguments}");
+        let shown = format!("/scripts/host-setup --yes {options}\n");
+        assert!(said.stdout.contains("At each boot: /"), "{arguments}: {said:?}");
+        assert!(said.stdout.contains(&shown), "{arguments}: {said:?}");
+    }
+    let again = run("--bind eth1 --bind 01:00.0");
+    assert!(again.stdout.contains("Nothing to do"), "{again:?}");
+
+    // What one command can't do, or nobody can tell, is refused
+    host.write("sys/bus/pci/devices/0000:01:00.0/iommu_group/type", "identity\n");
+    let said = run("--bind eth1 --driver uio_pci_generic --dry-run");
+    assert!(said.stderr.contains("gives 0000:01:00.1 to vfio-pci"), "{said:?}");
+    let unit = host.read(UNIT);
+    host.write(UNIT, &unit.replace(two, "--bind eth7"));
+    let said = run("--bind eth1");
+    assert!(said.stderr.contains("no interface 'eth7'"), "{said:?}");
+    assert!(said.stderr.contains("PCI address there"), "{said:?}");
+    host.write(UNIT, &unit.replace("--yes", "--force"));
+    let said = run("--bind eth1");
+    assert!(said.stderr.contains("has '--force'"), "{said:?}");
+    host.write(UNIT, &unit.replace(two, "--bind=eth2"));
+
+    // Given back
+    for address in ["0000:01:00.0", "0000:01:00.1"] {
+        host.link(
+            &format!("sys/bus/pci/devices/{address}/driver"),
+            "../../drivers/igb",
+        );
+    }
+    assert_eq!(run("--unbind eth2").status, 0);
+    assert_eq!(
+        at_boot(&host),
+        format!("--hugepages 1024 --group hugetlbfs {one}")
+    );
+    let unit = host.read(UNIT);
+    host.write(UNIT, &unit.replace("--hugepages 1024 --group hugetlbfs ", ""));
+    let said = run("--unbind eth1");
+    assert!(said.stdout.contains("At each boot: nothing"), "{said:?}");
+    assert!(!host.path(UNIT).exists(), "nothing is left to do at boot");
 }
 
 #[test]
@@ -284,6 +361,17 @@ fn what_vfio_and_uio_cannot_do_is_refused_before_the_driver_is_gone() {
             },
             "--bind eth1",
             "shares its IOMMU group 10 with 0000:01:00.3 (ahci)",
+        ),
+        (
+            "a NIC that DPDK drives beside the kernel",
+            &|h| {
+                h.link(
+                    "sys/bus/pci/devices/0000:01:00.0/driver",
+                    "../../drivers/mlx5_core",
+                )
+            },
+            "--bind eth1",
+            "0000:01:00.0 (eth1) stays with mlx5_core: DPDK works beside that driver, and not without it",
         ),
         (
             "uio under a translating IOMMU",

@@ -605,8 +605,8 @@ fn check_build(hello: &Hello) -> Result<(), Refused> {
     let (ours, theirs) = (eal::version(), hello.dpdk_version.get());
     if ours != theirs || hello.mbuf_size as usize != vswitch_common::mbuf::HEADER_LEN {
         let text = format!(
-            "the switch runs {ours}, this client {theirs} (mbuf header {} bytes); install the same DPDK on both sides, and \
-             start the switch again if it was upgraded meanwhile",
+            "the switch runs {ours}, this client {theirs} (mbuf header {} bytes); install the same DPDK on both sides \
+             (docs/guide.md, Upgrade)",
             hello.mbuf_size
         );
         return Err(Refused {

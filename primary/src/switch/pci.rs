@@ -9,6 +9,12 @@ use vswitch_common::ethdev;
 const DPDK_DRIVERS: &[&str] = &["vfio-pci", "uio_pci_generic", "igb_uio"];
 /// Those of them that leave the IOMMU alone.
 const UIO_DRIVERS: &[&str] = &["uio_pci_generic", "igb_uio"];
+/// Kernel drivers that DPDK's work beside, and not without, with the library of DPDK's (scripts/lib/nics.sh).
+const SHARED_DRIVERS: &[(&str, &str)] = &[
+    ("mlx5_core", "librte_net_mlx5"),
+    ("mlx4_core", "librte_net_mlx4"),
+    ("mana", "librte_net_mana"),
+];
 /// PCI class of Ethernet controllers.
 const ETHERNET: &str = "0x0200";
 
@@ -72,7 +78,15 @@ impl Pci {
                  vfio-pci: scripts/host-setup --bind {address}"
             ));
         }
-        let state = match self.driver(address) {
+        let driver = self.driver(address);
+        let shared = |(kernel, _): &&(&str, &str)| driver.as_deref() == Some(*kernel);
+        if let Some((kernel, library)) = SHARED_DRIVERS.iter().find(shared) {
+            return Some(format!(
+                "{address} could not be attached: DPDK works beside its kernel driver {kernel} and needs {library} for \
+                 it, and libibverbs with its kernel modules (rdma-core)"
+            ));
+        }
+        let state = match driver {
             Some(driver) if DPDK_DRIVERS.contains(&driver.as_str()) => return None,
             Some(driver) => format!("is bound to the kernel's driver {driver}"),
             None => "is bound to no driver".to_owned(),
@@ -147,6 +161,7 @@ mod tests {
             ("0000:01:00.0", "0x020000\n", Some("igb")),
             ("0000:03:00.0", "0x020000\n", None),
             ("0000:04:00.0", "0x030000\n", Some("vfio-pci")),
+            ("0000:05:00.0", "0x020000\n", Some("mlx5_core")),
         ] {
             let path = sysfs.path().join(device);
             fs::create_dir(&path).unwrap();
@@ -162,6 +177,11 @@ mod tests {
         assert!(complaint("0000:01:00.0").contains("driver igb, DPDK needs"));
         assert!(complaint("0000:01:00.0").ends_with("scripts/host-setup --bind 0000:01:00.0"));
         assert!(complaint("0000:03:00.0").contains("no driver"));
+        assert!(
+            complaint("0000:05:00.0")
+                .contains("beside its kernel driver mlx5_core and needs librte_net_mlx5")
+        );
+        assert!(!complaint("0000:05:00.0").contains("--bind"));
         assert!(complaint("0000:09:00.0").contains("no PCI device 0000:09:00.0"));
     }
 }
