@@ -340,7 +340,10 @@ impl Switch {
                 let index = self.free_index().ok_or_else(no_index)?;
                 if !self.clients.memory.contains_key(port) {
                     let memory = PortMemory::create(*port, None).map_err(|e| {
-                        format!("no memory for the rings of port {port} ({e}); raise dpdk-socket-mem")
+                        format!(
+                            "no memory for the rings of port {port} ({e}); raise other_config:dpdk-socket-mem and start \
+                             the switch again"
+                        )
                     })?;
                     self.clients.memory.insert(*port, memory);
                 }
