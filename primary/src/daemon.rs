@@ -44,6 +44,7 @@ use crate::pmds::{MAX_PMDS, Pmds};
 use crate::screen;
 use crate::switch::kernel::Watch;
 use crate::switch::pci::Pci;
+use crate::switch::whole::{Started, setting};
 use crate::switch::{Parts, Switch, commands};
 
 /// How long clients of a dead switch may hold its memory: they let go as soon as they see that it is gone, or they are
@@ -247,7 +248,7 @@ fn start_datapath(
     rundir: &Path,
     config: &SwitchConfig,
 ) -> anyhow::Result<(Switch, String)> {
-    let setting = |key: &str| config.other_config.get(key).cloned().filter(|v| !v.is_empty());
+    let setting = |key| setting(&config.other_config, key);
     let wishes = Wishes {
         arguments,
         extra: setting("dpdk-extra"),
@@ -311,6 +312,7 @@ fn start_datapath(
         admission,
         locks,
         watch: Watch::new().context("epoll")?,
+        started: Started::with(&config.other_config),
     });
     Ok((switch, prefix))
 }

@@ -231,7 +231,8 @@ fn values_without_effect_are_named_once() {
         .vsctl("set Bridge br0 other_config:mac-aging-time=5 other_config:datapath-id=xyz fail_mode=secure");
     switch.vsctl("set Bridge br0 stp_enable=true -- --id=@m create Mirror name=m select_all=true -- add Bridge br0 mirrors @m");
     switch.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x0 other_config:pmd-sleep-max=long");
-    switch.vsctl("set Open_vSwitch . other_config:stats-update-interval=seldom");
+    switch.vsctl("set Open_vSwitch . other_config:stats-update-interval=seldom other_config:dpdk-init=true");
+    switch.vsctl("set Open_vSwitch . other_config:hw-offload=true other_config:dpdk-socket-mem=9000");
     switch.vsctl("set Port dpdkr1 tag=5 trunks=6,7 qos=@q -- --id=@q create QoS type=linux-htb");
     switch.vsctl("set Interface dpdkr1 mtu_request=20000 mac=\\\"my-own\\\"");
     let error = switch.get("Interface", "dpdkr1", "error");
@@ -254,6 +255,8 @@ fn values_without_effect_are_named_once() {
         "other_config:pmd-sleep-max=long is not a number of microseconds",
         "bridge br0: not supported and without effect: mirrors, stp_enable",
         "other_config:stats-update-interval=seldom is not a number of milliseconds; 5000 is used",
+        "Open_vSwitch other_config: not supported and without effect: hw-offload\n",
+        "Open_vSwitch other_config:dpdk-socket-mem counts from the next start of the switch",
         "port dpdkr1: not supported and without effect: qos",
         "port dpdkr1: mac has no effect on a VM port",
         "port dpdkr1: mtu_request=20000",

@@ -14,7 +14,7 @@ use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::ports::{self, Wanted};
-use super::{Backend, BridgeState, PortState, Switch, complain};
+use super::{Backend, BridgeState, PortState, Switch, complain, whole};
 use crate::attach::{Notice, Refused};
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::MacTable;
@@ -73,6 +73,8 @@ impl Switch {
             )),
         }
         complaints.extend(stats_interval(&config.other_config).err());
+        complaints.extend(whole::unknown(&config.other_config));
+        complaints.extend(self.parts.started.differs(&config.other_config));
         complain("", &mut self.complaints, complaints);
         self.configure_queues(config);
     }
