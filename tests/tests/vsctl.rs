@@ -128,6 +128,14 @@ fn errors_name_the_thing() {
         ("ovs_dpdk_99 -- set Interface ovs_dpdk_99 type=dpdk", "99"),
         ("x5 -- set Interface x5 type=vxlan", "'vxlan'"),
         (
+            "x9 -- set Interface x9 type=dpdkvhostuserclient options:vhost-server-path=/x",
+            "dpdk-qemu-shim --port N --socket PATH",
+        ),
+        (
+            "xa -- set Interface xa type=patch options:peer=xb",
+            "use one bridge and VLANs",
+        ),
+        (
             "x6 -- set Interface x6 type=dpdk options:dpdk-devargs=0000:7f:1f.7",
             "0000:7f:1f.7",
         ),
