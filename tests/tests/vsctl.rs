@@ -242,6 +242,7 @@ fn values_without_effect_are_named_once() {
     switch.vsctl("set Open_vSwitch . other_config:stats-update-interval=seldom other_config:dpdk-init=true");
     switch.vsctl("set Open_vSwitch . other_config:hw-offload=true other_config:dpdk-socket-mem=9000");
     switch.vsctl("set Port dpdkr1 tag=5 trunks=6,7 qos=@q -- --id=@q create QoS type=linux-htb");
+    switch.vsctl("set Bridge br0 datapath_type=system -- set Interface dpdkr1 bfd:enable=true");
     switch.vsctl("set Interface dpdkr1 mtu_request=20000 mac=\\\"my-own\\\"");
     let error = switch.get("Interface", "dpdkr1", "error");
     assert!(error.contains("trunks of the port have no effect"), "{error}");
@@ -265,7 +266,9 @@ fn values_without_effect_are_named_once() {
         "other_config:stats-update-interval=seldom is not a number of milliseconds; 5000 is used",
         "Open_vSwitch other_config: not supported and without effect: hw-offload\n",
         "Open_vSwitch other_config:dpdk-socket-mem counts from the next start of the switch",
-        "port dpdkr1: not supported and without effect: qos",
+        "bridge br0: datapath_type=system: this switch forwards in user space, as netdev does",
+        "port dpdkr1: not supported and without effect: qos\n",
+        "port dpdkr1: not supported and without effect: qos, bfd\n",
         "port dpdkr1: mac has no effect on a VM port",
         "port dpdkr1: mtu_request=20000",
         "bridge lo: port lo: the host has an interface 'lo' already",
@@ -273,7 +276,7 @@ fn values_without_effect_are_named_once() {
     ] {
         assert_eq!(log.matches(text).count(), 1, "{text}: {log}");
     }
-    switch.vsctl("clear Port dpdkr1 trunks qos -- clear Interface dpdkr1 mtu_request mac");
+    switch.vsctl("clear Port dpdkr1 trunks qos -- clear Interface dpdkr1 mtu_request mac bfd");
     assert_eq!(switch.vsctl("get Interface dpdkr1 error"), "[]\n");
     Bare::attached(&switch, 1);
 }
