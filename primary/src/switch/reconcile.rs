@@ -22,7 +22,7 @@ use crate::datapath::port::PortIndex;
 use crate::rxq::settings;
 
 /// Number of a bridge's own port, OFPP_LOCAL of OpenFlow 1.0.
-const LOCAL: u16 = 65534;
+pub(super) const LOCAL: u16 = 65534;
 
 impl Switch {
     /// Brings `config` into force.
