@@ -109,6 +109,9 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     let rundir = rundir::resolve(args.rundir.as_deref());
     let levels = Levels::new(level(args.verbose), MODULES);
     Logger::install(levels.clone()).context("logging")?;
+    if args.detach {
+        levels.log_to(rundir.join("dpdk-vswitchd.log"), detach::print_to);
+    }
     args.log
         .iter()
         .try_for_each(|spec| levels.set(spec))
@@ -151,7 +154,8 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     println!("export OVS_RUNDIR={}", rundir.display());
     notify("READY=1");
     if let Some(readiness) = readiness {
-        readiness.ready(&rundir.join("dpdk-vswitchd.log"))?;
+        levels.reopen()?;
+        readiness.ready()?;
     }
     if let Some(seconds) = args.stats {
         let prefix = prefix.clone();

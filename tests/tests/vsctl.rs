@@ -1,9 +1,12 @@
 //! The stock tools against the switch: the paper's commands as printed, and what people do after them.
 
+use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use vswitch_common::stats::Counter;
 use vswitch_tests::frames::{BROADCAST, mac};
+use vswitch_tests::switch::Leftovers;
 use vswitch_tests::{Bare, Frame, Switch, eventually};
 
 /// The paper's Figure 6, with one physical port (16) and two VM ports.
@@ -437,6 +440,8 @@ fn appctl_answers() {
         ("fdb/show br9", "no such bridge"),
         ("fdb/show", "requires at least 1"),
         ("no/such", "\"no/such\" is not a valid command"),
+        ("vlog/reopen", "Logging to file not configured"),
+        ("vlog/set attach:file:dbg", "Logging to file not configured"),
     ] {
         let output = switch.tool("ovs-appctl", &line.split(' ').collect::<Vec<_>>());
         let text = String::from_utf8_lossy(&output.stderr);
@@ -453,6 +458,31 @@ fn appctl_exit_ends_it_cleanly() {
     at_once("exit", || assert_eq!(switch.appctl("exit"), ""));
     assert!(switch.wait_for_end().success());
     switch.leftovers().assert_none();
+}
+
+/// As logrotate moves it.
+#[test]
+fn a_detached_switch_begins_a_new_log_file() {
+    let mut switch = Switch::start();
+    switch.end();
+    let mut command = switch.command();
+    command.args(["--detach", "--log", "switch:file:dbg"]);
+    // A pipe would stay open for as long as the switch runs.
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.expect("it starts").success());
+    let log = switch.rundir().join("dpdk-vswitchd.log");
+    let moved = switch.rundir().join("moved.log");
+    fs::rename(&log, &moved).expect("the log is there");
+    assert_eq!(switch.appctl("vlog/reopen"), "");
+    switch.vsctl("set Open_vSwitch . other_config:hw-offload=true");
+    let said = |path| {
+        fs::read_to_string(path)
+            .expect("it is there")
+            .contains("hw-offload")
+    };
+    assert!(said(&log) && !said(&moved));
+    switch.appctl("exit");
+    eventually("nothing is left", || switch.leftovers() == Leftovers::default());
 }
 
 #[test]
