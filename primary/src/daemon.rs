@@ -44,6 +44,7 @@ use crate::pmds::{MAX_PMDS, Pmds};
 use crate::screen;
 use crate::switch::kernel::Watch;
 use crate::switch::pci::Pci;
+use crate::switch::whole::{Started, setting};
 use crate::switch::{Parts, Switch, commands};
 
 /// How long clients of a dead switch may hold its memory: they let go as soon as they see that it is gone, or they are
@@ -108,6 +109,9 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     let rundir = rundir::resolve(args.rundir.as_deref());
     let levels = Levels::new(level(args.verbose), MODULES);
     Logger::install(levels.clone()).context("logging")?;
+    if args.detach {
+        levels.log_to(rundir.join("dpdk-vswitchd.log"), detach::print_to);
+    }
     args.log
         .iter()
         .try_for_each(|spec| levels.set(spec))
@@ -150,7 +154,8 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     println!("export OVS_RUNDIR={}", rundir.display());
     notify("READY=1");
     if let Some(readiness) = readiness {
-        readiness.ready(&rundir.join("dpdk-vswitchd.log"))?;
+        levels.reopen()?;
+        readiness.ready()?;
     }
     if let Some(seconds) = args.stats {
         let prefix = prefix.clone();
@@ -247,7 +252,7 @@ fn start_datapath(
     rundir: &Path,
     config: &SwitchConfig,
 ) -> anyhow::Result<(Switch, String)> {
-    let setting = |key: &str| config.other_config.get(key).cloned().filter(|v| !v.is_empty());
+    let setting = |key| setting(&config.other_config, key);
     let wishes = Wishes {
         arguments,
         extra: setting("dpdk-extra"),
@@ -311,6 +316,7 @@ fn start_datapath(
         admission,
         locks,
         watch: Watch::new().context("epoll")?,
+        started: Started::with(&config.other_config),
     });
     Ok((switch, prefix))
 }

@@ -2,9 +2,8 @@
 //! child of its own session.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use anyhow::Context;
 use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, setsid};
@@ -38,18 +37,54 @@ pub fn detach() -> anyhow::Result<Readiness> {
 }
 
 impl Readiness {
-    /// The switch is ready: lets the parent go, and the terminal. Output goes to `log` from here on.
+    /// The switch is ready: lets the parent go, and what is left of the terminal.
     ///
     /// # Errors
-    /// The log file can't be written.
-    pub fn ready(mut self, log: &Path) -> anyhow::Result<()> {
-        let file = File::options().create(true).append(true).open(log);
-        let file = file.with_context(|| format!("log file {}", log.display()))?;
+    /// The parent can't be told.
+    pub fn ready(mut self) -> anyhow::Result<()> {
         let null = File::open("/dev/null").context("/dev/null")?;
-        self.0.write_all(b"ready").context("telling the parent")?;
         dup2_stdin(null.as_fd()).context("dup2")?;
-        dup2_stdout(file.as_fd()).context("dup2")?;
-        dup2_stderr(file.as_fd()).context("dup2")?;
-        Ok(())
+        self.0.write_all(b"ready").context("telling the parent")
+    }
+}
+
+/// What this process prints, and libraries in it, goes to `log` from here on.
+///
+/// # Errors
+/// The system's.
+pub fn print_to(log: &File) -> io::Result<()> {
+    dup2_stdout(log.as_fd())?;
+    Ok(dup2_stderr(log.as_fd())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use log::LevelFilter;
+    use vswitch_control::vlog::Levels;
+
+    /// As logrotate does it. Not only log lines: EAL and a panic print by themselves.
+    #[test]
+    fn what_is_printed_follows_a_log_file_that_was_moved() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let levels = Levels::new(LevelFilter::Info, &[]);
+        levels.log_to(path.clone(), print_to);
+        let terminal =
+            [io::stdout().as_fd(), io::stderr().as_fd()].map(|fd| fd.try_clone_to_owned().unwrap());
+        levels.reopen().unwrap();
+        io::stderr().write_all(b"early\n").unwrap();
+        let moved = dir.path().join("log.1");
+        std::fs::rename(&path, &moved).unwrap();
+        levels.reopen().unwrap();
+        io::stderr().write_all(b"late\n").unwrap();
+        io::stdout().write_all(b"later\n").unwrap();
+        io::stdout().flush().unwrap();
+        dup2_stdout(&terminal[0]).unwrap();
+        dup2_stderr(&terminal[1]).unwrap();
+        // Other tests of this process may print meanwhile.
+        let [early, late] = [moved, path].map(|path| std::fs::read_to_string(path).unwrap());
+        assert!(early.contains("early\n") && !early.contains("late"), "{early}");
+        assert!(late.contains("late\n") && late.contains("later\n"), "{late}");
     }
 }

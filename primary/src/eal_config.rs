@@ -64,6 +64,10 @@ const FORBIDDEN: &[(&str, &str)] = &[
     ("--no-shconf", "clients could not find the memory"),
     ("--huge-unlink", "clients could not map the memory"),
     (
+        "--file-prefix",
+        "each run-time directory (--rundir) has one of its own, by which clients and --show-stats find the switch",
+    ),
+    (
         "--lcores",
         "the switch maps lcores itself; use -l or -c for its CPUs, other_config:pmd-cpu-mask for PMD threads",
     ),
@@ -76,7 +80,7 @@ impl EalConfig {
     /// An argument that can't be, or too few hugepages; in words for the user.
     pub fn new(wishes: &Wishes, rundir: &Path, pages: &[Hugepages]) -> Result<EalConfig, String> {
         let mut arguments = Vec::new();
-        let mut file_prefix = default_prefix(rundir);
+        let file_prefix = default_prefix(rundir);
         let mut socket_mem = wishes.socket_mem.clone();
         let mut cpu_list = None;
         let extra = wishes
@@ -106,18 +110,12 @@ impl EalConfig {
                 "-c" => cpu_list = Some(cpus::parse_mask(&take()?).map_err(|e| format!("-c: {e}"))?),
                 "-l" => cpu_list = Some(cpus::parse_list(&take()?).map_err(|e| format!("-l: {e}"))?),
                 "-m" | "--socket-mem" => socket_mem = Some(take()?),
-                "--file-prefix" => file_prefix = take()?,
                 "--proc-type" => match take()?.as_str() {
                     "primary" | "auto" => {}
                     other => return Err(format!("--proc-type={other}: the switch is the primary process")),
                 },
                 _ => arguments.push(word),
             }
-        }
-        if file_prefix.len() >= vswitch_common::port::message::NAME_LEN || file_prefix.contains('/') {
-            return Err(format!(
-                "--file-prefix={file_prefix} is too long or has a slash in it"
-            ));
         }
 
         let asked = socket_mem.as_deref().map(by_node).transpose()?;
@@ -340,6 +338,7 @@ mod tests {
             "--no-huge",
             "--huge-unlink=always",
             "--lcores=0@1",
+            "--file-prefix=mine",
             "--proc-type=secondary",
         ] {
             assert!(config(bad, "").is_err(), "{bad}");

@@ -218,7 +218,10 @@ mod tests {
     #[test]
     fn no_answer_is_told_from_no_access() {
         let text = |why| no_switch(Path::new("/run/attach.sock"), why);
-        assert_eq!(text(Errno::ENOENT), "no switch running at /run/attach.sock; waiting");
+        assert_eq!(
+            text(Errno::ENOENT),
+            "no switch running at /run/attach.sock; waiting"
+        );
         assert_eq!(text(Errno::ECONNREFUSED), text(Errno::ENOENT));
         let denied = text(Errno::EACCES);
         assert!(denied.starts_with("no access to /run/attach.sock: Permission denied; run the shim as"));

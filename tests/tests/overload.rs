@@ -77,7 +77,10 @@ fn no_hugepages_for_another_port() {
     let all: String = (1..=PORTS).map(row).collect();
     let complaint = switch.vsctl_complaint(all.trim_start_matches(" -- "));
     assert!(complaint.contains("no memory for the rings"), "{complaint:.500}");
-    assert!(complaint.contains("dpdk-socket-mem"), "{complaint:.500}");
+    assert!(
+        complaint.contains("dpdk-socket-mem and start the switch again"),
+        "{complaint:.500}"
+    );
     let failed = complaint
         .lines()
         .filter_map(|l| l.split('\'').nth(1))
@@ -105,7 +108,10 @@ fn no_hugepages_for_another_port() {
     // More queue pairs than the memory has rings for are refused, and nothing else breaks.
     let mut greedy = Bare::start(&switch, "greedy");
     let refusal = greedy.attach(number(rest[0]), 16).unwrap_err();
-    assert!(refusal.contains("dpdk-socket-mem"), "{refusal}");
+    assert!(
+        refusal.contains("dpdk-socket-mem and start the switch again"),
+        "{refusal}"
+    );
     let failing = || {
         let rows = switch.vsctl("--columns=name find Interface error!=[] type=dpdkr");
         rows.split_whitespace()

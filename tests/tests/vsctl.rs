@@ -1,9 +1,12 @@
 //! The stock tools against the switch: the paper's commands as printed, and what people do after them.
 
+use std::fs;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use vswitch_common::stats::Counter;
 use vswitch_tests::frames::{BROADCAST, mac};
+use vswitch_tests::switch::Leftovers;
 use vswitch_tests::{Bare, Frame, Switch, eventually};
 
 /// The paper's Figure 6, with one physical port (16) and two VM ports.
@@ -128,6 +131,14 @@ fn errors_name_the_thing() {
         ("ovs_dpdk_99 -- set Interface ovs_dpdk_99 type=dpdk", "99"),
         ("x5 -- set Interface x5 type=vxlan", "'vxlan'"),
         (
+            "x9 -- set Interface x9 type=dpdkvhostuserclient options:vhost-server-path=/x",
+            "dpdk-qemu-shim --port N --socket PATH",
+        ),
+        (
+            "xa -- set Interface xa type=patch options:peer=xb",
+            "use one bridge and VLANs",
+        ),
+        (
             "x6 -- set Interface x6 type=dpdk options:dpdk-devargs=0000:7f:1f.7",
             "0000:7f:1f.7",
         ),
@@ -231,8 +242,10 @@ fn values_without_effect_are_named_once() {
         .vsctl("set Bridge br0 other_config:mac-aging-time=5 other_config:datapath-id=xyz fail_mode=secure");
     switch.vsctl("set Bridge br0 stp_enable=true -- --id=@m create Mirror name=m select_all=true -- add Bridge br0 mirrors @m");
     switch.vsctl("set Open_vSwitch . other_config:pmd-cpu-mask=0x0 other_config:pmd-sleep-max=long");
-    switch.vsctl("set Open_vSwitch . other_config:stats-update-interval=seldom");
+    switch.vsctl("set Open_vSwitch . other_config:stats-update-interval=seldom other_config:dpdk-init=true");
+    switch.vsctl("set Open_vSwitch . other_config:hw-offload=true other_config:dpdk-socket-mem=9000");
     switch.vsctl("set Port dpdkr1 tag=5 trunks=6,7 qos=@q -- --id=@q create QoS type=linux-htb");
+    switch.vsctl("set Bridge br0 datapath_type=system -- set Interface dpdkr1 bfd:enable=true");
     switch.vsctl("set Interface dpdkr1 mtu_request=20000 mac=\\\"my-own\\\"");
     let error = switch.get("Interface", "dpdkr1", "error");
     assert!(error.contains("trunks of the port have no effect"), "{error}");
@@ -254,7 +267,11 @@ fn values_without_effect_are_named_once() {
         "other_config:pmd-sleep-max=long is not a number of microseconds",
         "bridge br0: not supported and without effect: mirrors, stp_enable",
         "other_config:stats-update-interval=seldom is not a number of milliseconds; 5000 is used",
-        "port dpdkr1: not supported and without effect: qos",
+        "Open_vSwitch other_config: not supported and without effect: hw-offload\n",
+        "Open_vSwitch other_config:dpdk-socket-mem counts from the next start of the switch",
+        "bridge br0: datapath_type=system: this switch forwards in user space, as netdev does",
+        "port dpdkr1: not supported and without effect: qos\n",
+        "port dpdkr1: not supported and without effect: qos, bfd\n",
         "port dpdkr1: mac has no effect on a VM port",
         "port dpdkr1: mtu_request=20000",
         "bridge lo: port lo: the host has an interface 'lo' already",
@@ -262,7 +279,7 @@ fn values_without_effect_are_named_once() {
     ] {
         assert_eq!(log.matches(text).count(), 1, "{text}: {log}");
     }
-    switch.vsctl("clear Port dpdkr1 trunks qos -- clear Interface dpdkr1 mtu_request mac");
+    switch.vsctl("clear Port dpdkr1 trunks qos -- clear Interface dpdkr1 mtu_request mac bfd");
     assert_eq!(switch.vsctl("get Interface dpdkr1 error"), "[]\n");
     Bare::attached(&switch, 1);
 }
@@ -423,6 +440,8 @@ fn appctl_answers() {
         ("fdb/show br9", "no such bridge"),
         ("fdb/show", "requires at least 1"),
         ("no/such", "\"no/such\" is not a valid command"),
+        ("vlog/reopen", "Logging to file not configured"),
+        ("vlog/set attach:file:dbg", "Logging to file not configured"),
     ] {
         let output = switch.tool("ovs-appctl", &line.split(' ').collect::<Vec<_>>());
         let text = String::from_utf8_lossy(&output.stderr);
@@ -439,6 +458,31 @@ fn appctl_exit_ends_it_cleanly() {
     at_once("exit", || assert_eq!(switch.appctl("exit"), ""));
     assert!(switch.wait_for_end().success());
     switch.leftovers().assert_none();
+}
+
+/// As logrotate moves it.
+#[test]
+fn a_detached_switch_begins_a_new_log_file() {
+    let mut switch = Switch::start();
+    switch.end();
+    let mut command = switch.command();
+    command.args(["--detach", "--log", "switch:file:dbg"]);
+    // A pipe would stay open for as long as the switch runs.
+    let status = command.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    assert!(status.expect("it starts").success());
+    let log = switch.rundir().join("dpdk-vswitchd.log");
+    let moved = switch.rundir().join("moved.log");
+    fs::rename(&log, &moved).expect("the log is there");
+    assert_eq!(switch.appctl("vlog/reopen"), "");
+    switch.vsctl("set Open_vSwitch . other_config:hw-offload=true");
+    let said = |path| {
+        fs::read_to_string(path)
+            .expect("it is there")
+            .contains("hw-offload")
+    };
+    assert!(said(&log) && !said(&moved));
+    switch.appctl("exit");
+    eventually("nothing is left", || switch.leftovers() == Leftovers::default());
 }
 
 #[test]

@@ -104,6 +104,8 @@ pub struct InterfaceConfig {
     pub ingress_policing_kpkts_rate: i64,
     /// Thousand packets; 0: the default.
     pub ingress_policing_kpkts_burst: i64,
+    /// Columns with a value that asks for what the switch does not have.
+    pub unsupported: Vec<&'static str>,
 }
 
 /// Statistics are not written more often than this, whatever `stats-update-interval` says.

@@ -72,6 +72,8 @@ fn the_stock_tool_finds_us_by_the_pid_file() {
     assert_eq!(mode & 0o007, 0, "{mode:o}");
 }
 
+const NO_FILE: &str = "Logging to file not configured: without --detach the log goes to the console\n";
+
 #[test]
 fn failures_exit_with_2_in_the_words_of_ovs() {
     let control = start_with(registry());
@@ -90,6 +92,8 @@ fn failures_exit_with_2_in_the_words_of_ovs() {
             "\"vlog/set\" command requires at least 1 arguments\n",
         ),
         (&["vlog/set", "foo"], "no destination, level, or module \"foo\"\n"),
+        (&["vlog/set", "ANY:file:dbg"], NO_FILE),
+        (&["vlog/reopen"], NO_FILE),
     ] {
         let output = tool(control.dir.path(), "ovs-appctl", args);
         let stderr = String::from_utf8_lossy(&output.stderr);
@@ -106,17 +110,16 @@ fn log_levels_change() {
     let control = start_with(registry());
     let dir = control.dir.path();
     appctl(dir, &["vlog/set", "bridge:console:dbg"]);
-    appctl(dir, &["vlog/set", "ANY:file:warn", "ovsdb:off"]);
+    appctl(dir, &["vlog/set", "ovsdb:off"]);
     let list = appctl(dir, &["vlog/list"]);
     assert!(
-        list.contains("\nbridge             DBG        OFF       WARN\n"),
+        list.contains("\nbridge             DBG        OFF       INFO\n"),
         "{list}"
     );
     assert!(
         list.contains("\novsdb              OFF        OFF        OFF\n"),
         "{list}"
     );
-    appctl(dir, &["vlog/reopen"]);
 }
 
 #[test]

@@ -103,16 +103,18 @@ pub fn of_switch(other_config: &BTreeMap<String, String>) -> (Policy, AutoBalanc
     (Policy { algorithm, isolate }, balance, complaints)
 }
 
-/// The longest sleep of an idle PMD thread (`pmd-sleep-max`), where `other_config` of `Open_vSwitch` gives one.
+/// The longest sleep of an idle PMD thread, where `other_config` of `Open_vSwitch` gives one: `pmd-sleep-max`, or
+/// `pmd-maxsleep` as Open vSwitch 3.1 calls it.
 ///
 /// # Errors
 /// What is wrong with it.
 pub fn max_sleep(other_config: &BTreeMap<String, String>) -> Result<Option<Duration>, String> {
-    let Some(text) = other_config.get("pmd-sleep-max") else {
+    let given = ["pmd-sleep-max", "pmd-maxsleep"].map(|key| other_config.get_key_value(key));
+    let Some((key, text)) = given.into_iter().flatten().next() else {
         return Ok(None);
     };
     let us = text.parse().map_err(|_| {
-        format!("Open_vSwitch other_config:pmd-sleep-max={text} is not a number of microseconds; the default is used")
+        format!("Open_vSwitch other_config:{key}={text} is not a number of microseconds; the default is used")
     })?;
     Ok(Some(Duration::from_micros(us)))
 }
@@ -218,6 +220,16 @@ mod tests {
                 "{complaint}"
             );
         }
+    }
+
+    #[test]
+    fn the_longest_sleep_goes_by_its_name_in_3_1_as_well() {
+        let of = |pairs: &[(&str, &str)]| max_sleep(&map(pairs));
+        assert_eq!(of(&[("pmd-maxsleep", "0")]), Ok(Some(Duration::ZERO)));
+        let both = of(&[("pmd-maxsleep", "1"), ("pmd-sleep-max", "2")]);
+        assert_eq!(both, Ok(Some(Duration::from_micros(2))));
+        let complaint = of(&[("pmd-maxsleep", "long")]).unwrap_err();
+        assert!(complaint.contains("pmd-maxsleep=long is not"), "{complaint}");
     }
 
     #[test]

@@ -126,7 +126,10 @@ impl Ports for Switch {
         };
         let no_memory = |why: String| Refused {
             reason: Reason::NoMemory,
-            text: format!("port {}: {why}; raise other_config:dpdk-socket-mem", hello.port),
+            text: format!(
+                "port {}: {why}; raise other_config:dpdk-socket-mem and start the switch again",
+                hello.port
+            ),
         };
         let queues = usize::from(hello.queues);
         // All clients together must leave something for devices and copies.

@@ -49,6 +49,12 @@ impl Settings {
                         learned addresses";
             row.complaints.push(text.to_owned());
         }
+        if !["", "netdev", "dpdk"].contains(&bridge.datapath_type.as_str()) {
+            row.complaints.push(format!(
+                "datapath_type={}: this switch forwards in user space, as netdev does",
+                bridge.datapath_type
+            ));
+        }
         row.complaints.extend(unsupported(&bridge.unsupported));
         let MacAddr([a, b, c, d, e, f]) = mac;
         let settings = Settings {
@@ -221,5 +227,21 @@ mod tests {
             ..BridgeConfig::default()
         });
         assert!(complaints.concat().contains("fail_mode=secure"), "{complaints:?}");
+    }
+
+    #[test]
+    fn a_datapath_in_the_kernel_is_not_to_be_had() {
+        let of = |datapath_type: &str| {
+            let (_, complaints) = Settings::of(&BridgeConfig {
+                datapath_type: datapath_type.into(),
+                ..BridgeConfig::default()
+            });
+            complaints
+        };
+        for own in ["", "netdev", "dpdk"] {
+            assert!(of(own).is_empty(), "{own}");
+        }
+        let text = "datapath_type=system: this switch forwards in user space, as netdev does";
+        assert_eq!(of("system"), [text]);
     }
 }

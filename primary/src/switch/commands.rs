@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use vswitch_common::stats::Counter;
 
+use super::reconcile::LOCAL;
 use super::{BridgeState, Switch};
 use crate::datapath::mac_table::Key;
 use crate::datapath::parse::Mac;
@@ -98,7 +99,7 @@ impl Switch {
                 .find(|p| p.index() == Some(entry.port))
                 .map_or(0, |p| p.ofport);
             let age = entry.age.map_or("static".to_owned(), |a| format!("{a:3}"));
-            let _ = writeln!(text, "{port:5}  {:4}  {}  {age}", entry.vlan, entry.mac);
+            let _ = writeln!(text, "{}  {:4}  {}  {age}", fdb_port(port), entry.vlan, entry.mac);
         }
         text
     }
@@ -136,6 +137,15 @@ impl Switch {
     }
 }
 
+/// The column of a port in `fdb/show`.
+fn fdb_port(ofport: u16) -> String {
+    if ofport == LOCAL {
+        "LOCAL".into()
+    } else {
+        format!("{ofport:5}")
+    }
+}
+
 fn fdb_stats(bridge: &BridgeState) -> String {
     let totals = bridge.table.totals();
     let now = bridge.table.len();
@@ -160,4 +170,16 @@ fn key(vlan: &str, mac: &str) -> Result<Key, String> {
         .ok_or("Invalid VLAN")?;
     let mac: vswitch_control::MacAddr = mac.parse().map_err(|e| format!("{e}"))?;
     Ok(Key::new(vlan, Mac::new(mac.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_port_of_a_bridge_has_a_name_as_in_open_vswitch() {
+        assert_eq!(fdb_port(LOCAL), "LOCAL");
+        assert_eq!(fdb_port(7), "    7");
+        assert_eq!(fdb_port(65279), "65279");
+    }
 }

@@ -129,7 +129,17 @@ impl Kind {
                  type=dpdk or type=dpdkr, for the host type=internal (this row has type={:?})",
                 interface.kind
             )),
-            other => Err(format!("interface type '{other}' is not supported")),
+            other => {
+                let instead = match other {
+                    "dpdkvhostuser" | "dpdkvhostuserclient" => {
+                        "; for a VM use type=dpdkr with options:port=N, and dpdk-qemu-shim --port N --socket PATH or \
+                         QEMU's -netdev dpdk,port=N"
+                    }
+                    "patch" => ": bridges can't be joined; use one bridge and VLANs",
+                    _ => "",
+                };
+                Err(format!("interface type '{other}' is not supported{instead}"))
+            }
         }
     }
 
@@ -429,5 +439,17 @@ mod tests {
         );
         assert!(kind("eth0", "", &[]).unwrap_err().contains("type=dpdk"));
         assert!(kind("x", "gre", &[]).unwrap_err().contains("'gre'"));
+        for vhost in ["dpdkvhostuser", "dpdkvhostuserclient"] {
+            let error = kind("vm1", vhost, &[]).unwrap_err();
+            assert!(
+                error.contains(&format!("'{vhost}'")) && error.contains("dpdk-qemu-shim --port N"),
+                "{error}"
+            );
+        }
+        assert!(
+            kind("p", "patch", &[])
+                .unwrap_err()
+                .contains("use one bridge and VLANs")
+        );
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! | module | what is in it |
 //! |---|---|
+//! | [`whole`] | what the Open_vSwitch row asks for without effect |
 //! | [`bridges`] | what a Bridge row asks for |
 //! | [`ports`] | what a Port row and its Interface row ask for, [`kind`]: which kind of port |
 //! | [`kernel`] | interfaces in the host kernel |
@@ -31,6 +32,7 @@ pub mod ports;
 pub mod queues;
 pub mod reconcile;
 pub mod report;
+pub mod whole;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -59,6 +61,7 @@ use kernel::{KernelPort, Watch};
 use kind::Kind;
 use overload::Overload;
 use queues::Queues;
+use whole::Started;
 
 /// A configured bridge.
 #[derive(Debug)]
@@ -167,6 +170,7 @@ pub struct Parts {
     /// EAL's locks, to free those of a client that died with them. None: they can't be watched.
     pub locks: Option<SharedLocks>,
     pub watch: Watch,
+    pub started: Started,
 }
 
 /// The switch.

@@ -18,7 +18,8 @@ const CAUSES: &[(Counter, &str)] = &[
     ),
     (
         Counter::TxDropNoBuffer,
-        "gets no copies of flooded frames: the pool is empty; raise other_config:dpdk-socket-mem",
+        "gets no copies of flooded frames: the pool is empty; raise other_config:dpdk-socket-mem and start the \
+         switch again",
     ),
     (
         Counter::RxDropStorm,
@@ -102,6 +103,9 @@ mod tests {
         assert!((0..OVER).all(|_| look(1, 100).is_empty()));
         assert_eq!(look(1, 103), [3]);
         overload.forget(1);
-        assert_eq!(overload.look(1, |_| 2).len(), CAUSES.len());
+        let all = overload.look(1, |_| 2);
+        assert_eq!(all.len(), CAUSES.len());
+        let text = "raise other_config:dpdk-socket-mem and start the switch again";
+        assert!(all.iter().any(|(said, _)| said.ends_with(text)), "{all:?}");
     }
 }

@@ -65,7 +65,9 @@ impl Wanted<'_> {
             busy_poll = noted(kind.busy_poll(self.interface), &mut complaints).unwrap_or_default();
             complaints.extend(kind.unfit_options(self.interface));
         }
-        complaints.extend(unsupported(&self.port.unsupported));
+        complaints.extend(unsupported(
+            &[&self.port.unsupported[..], &self.interface.unsupported].concat(),
+        ));
         Settings {
             kind,
             vlan: self.vlan(),
@@ -244,8 +246,9 @@ mod tests {
             ("options:mtu has no effect", |_, i| {
                 i.options.insert("mtu".into(), "9000".into());
             }),
-            ("not supported and without effect: protected, qos", |p, _| {
+            ("not supported and without effect: protected, qos, bfd", |p, i| {
                 p.unsupported = vec!["protected", "qos"];
+                i.unsupported = vec!["bfd"];
             }),
         ];
         for (text, change) in cases {

@@ -15,7 +15,7 @@ use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::pci::Pci;
 use super::ports::{self, Wanted};
-use super::{Backend, BridgeState, PortState, Switch, complain};
+use super::{Backend, BridgeState, PortState, Switch, complain, whole};
 use crate::attach::{Notice, Refused};
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::MacTable;
@@ -23,7 +23,7 @@ use crate::datapath::port::PortIndex;
 use crate::rxq::settings;
 
 /// Number of a bridge's own port, OFPP_LOCAL of OpenFlow 1.0.
-const LOCAL: u16 = 65534;
+pub(super) const LOCAL: u16 = 65534;
 
 impl Switch {
     /// What is in force.
@@ -86,6 +86,8 @@ impl Switch {
             }
         }
         complaints.extend(stats_interval(&config.other_config).err());
+        complaints.extend(whole::unknown(&config.other_config));
+        complaints.extend(self.parts.started.differs(&config.other_config));
         complain("", &mut self.complaints, complaints);
         self.configure_queues(config);
     }
@@ -353,7 +355,10 @@ impl Switch {
                 let index = self.free_index().ok_or_else(no_index)?;
                 if !self.clients.memory.contains_key(port) {
                     let memory = PortMemory::create(*port, None).map_err(|e| {
-                        format!("no memory for the rings of port {port} ({e}); raise dpdk-socket-mem")
+                        format!(
+                            "no memory for the rings of port {port} ({e}); raise other_config:dpdk-socket-mem and start \
+                             the switch again"
+                        )
                     })?;
                     self.clients.memory.insert(*port, memory);
                 }

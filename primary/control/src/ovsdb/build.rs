@@ -93,18 +93,23 @@ fn interface(_: &Replica, uuid: Uuid, row: &Row) -> InterfaceConfig {
         ingress_policing_burst: at_least_0("ingress_policing_burst"),
         ingress_policing_kpkts_rate: at_least_0("ingress_policing_kpkts_rate"),
         ingress_policing_kpkts_burst: at_least_0("ingress_policing_kpkts_burst"),
+        unsupported: unsupported(row, "Interface"),
         name,
     }
 }
 
-/// The columns of a row of `table` that ask for what the switch does not have: they are not empty, and do not say no.
+/// The columns of a row of `table` that ask for what the switch does not have: they are not empty, and do not say no. Those of
+/// a protocol's settings ask for it by `enable`, as in Open vSwitch.
 fn unsupported(row: &Row, table: &str) -> Vec<&'static str> {
     let columns = TABLES.iter().find(|spec| spec.name == table);
     let columns = columns.map_or(&[][..], |spec| spec.unsupported);
     let asks = |name: &&str| {
-        column(row, name)
-            .atoms()
-            .any(|atom| *atom != Atom::Boolean(false))
+        let column = column(row, name);
+        column.atoms().any(|atom| *atom != Atom::Boolean(false))
+            || column
+                .to_string_map()
+                .get("enable")
+                .is_some_and(|enable| enable == "true")
     };
     columns.iter().copied().filter(asks).collect()
 }
@@ -179,7 +184,8 @@ mod tests {
                     id(4): {"new": {"name": "a", "trunks": ["set", [10, 2, 5000]], "vlan_mode": "native-tagged",
                         "interfaces": references(&[6, 98])}}},
                 "Interface": {
-                    id(5): {"new": {"name": "z", "type": "dpdk", "mac": "00:00:00:00:00:02", "ofport_request": 70000}},
+                    id(5): {"new": {"name": "z", "type": "dpdk", "mac": "00:00:00:00:00:02", "ofport_request": 70000,
+                        "bfd": ["map", [["enable", "true"]]], "lldp": ["map", [["enable", "false"]]], "cfm_mpid": 0}},
                     id(6): {"new": {"name": "a", "mac": "nonsense", "ofport_request": 9, "mtu_request": 9000,
                         "options": ["map", [["port", "2"]]], "ingress_policing_rate": 100}}}
             }))
@@ -216,6 +222,8 @@ mod tests {
         assert_eq!((z.tag, z.interfaces[0].kind.as_str()), (Some(5), "dpdk"));
         assert_eq!(z.interfaces[0].mac.as_deref(), Some("00:00:00:00:00:02"));
         assert_eq!(z.interfaces[0].ofport_request, None);
+        assert_eq!(z.interfaces[0].unsupported, ["bfd", "cfm_mpid"]);
+        assert!(a.interfaces[0].unsupported.is_empty());
     }
 
     proptest! {

@@ -80,7 +80,7 @@ pub(super) const TABLES: &[TableSpec] = &[
             "ingress_policing_kpkts_rate",
             "ingress_policing_kpkts_burst",
         ],
-        unsupported: &[],
+        unsupported: &["bfd", "cfm_mpid", "lldp"],
         status: &[
             "ofport",
             "error",

@@ -5,11 +5,15 @@ use log::LevelFilter;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
+use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 type PerDestination = [LevelFilter; DESTINATIONS];
+
+/// Makes what else the process prints go to the log file, which has just been opened.
+pub type TakeOver = fn(&File) -> io::Result<()>;
 
 /// Levels per module and destination. Clones share one table.
 #[derive(Clone, Debug)]
@@ -21,7 +25,9 @@ pub struct Levels {
 pub(super) struct Table {
     default: PerDestination,
     modules: BTreeMap<String, PerDestination>,
-    file_path: Option<PathBuf>,
+    /// Where the log file shall be.
+    wanted: Option<(PathBuf, TakeOver)>,
+    /// It is open, and lines go there and no longer to the console.
     pub(super) file: Option<File>,
 }
 
@@ -34,27 +40,22 @@ impl Levels {
             table: Arc::new(Mutex::new(Table {
                 default,
                 modules,
-                file_path: None,
+                wanted: None,
                 file: None,
             })),
         }
     }
 
-    /// Writes to a file too, from now on.
-    pub fn open_file(&self, path: PathBuf) -> Result<(), VlogError> {
-        let file = open(&path)?;
-        let mut table = self.lock();
-        table.file = Some(file);
-        table.file_path = Some(path);
-        Ok(())
+    /// Lines go to a file at `path`, in place of the console, from the first [`Levels::reopen`] on.
+    pub fn log_to(&self, path: PathBuf, take_over: TakeOver) {
+        self.lock().wanted = Some((path, take_over));
     }
 
-    /// `vlog/reopen`: opens the file anew after it was moved away.
+    /// `vlog/reopen`: opens the file, anew after it was moved away.
     pub fn reopen(&self) -> Result<(), VlogError> {
         let mut table = self.lock();
-        if let Some(path) = &table.file_path {
-            table.file = Some(open(path)?);
-        }
+        let (path, take_over) = table.wanted.as_ref().ok_or(VlogError::NoFile)?;
+        table.file = Some(open(path, *take_over)?);
         Ok(())
     }
 
@@ -62,6 +63,9 @@ impl Levels {
     pub fn set(&self, spec: &str) -> Result<(), VlogError> {
         let mut table = self.lock();
         let spec = Spec::parse(spec, |word| table.modules.contains_key(word))?;
+        if spec.destination == Some(Destination::File) && table.wanted.is_none() {
+            return Err(VlogError::NoFile);
+        }
         let assign = |levels: &mut PerDestination| match spec.destination {
             Some(destination) => levels[destination.index()] = spec.level,
             None => *levels = [spec.level; DESTINATIONS],
@@ -118,13 +122,14 @@ impl Table {
     }
 }
 
-fn open(path: &Path) -> Result<File, VlogError> {
+fn open(path: &Path, take_over: TakeOver) -> Result<File, VlogError> {
     let file = OpenOptions::new()
         .create(true)
         .append(true)
         .mode(0o640)
         .open(path);
-    file.map_err(|cause| VlogError::File {
+    let taken_over = file.and_then(|file| take_over(&file).map(|()| file));
+    taken_over.map_err(|cause| VlogError::File {
         path: path.display().to_string(),
         cause,
     })
@@ -133,10 +138,12 @@ fn open(path: &Path) -> Result<File, VlogError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::io::Write as _;
 
     #[test]
     fn a_module_keeps_its_own_level() {
         let levels = Levels::new(LevelFilter::Info, &["bridge", "ovsdb"]);
+        levels.log_to("log".into(), |_| Ok(()));
         levels.set("bridge:file:dbg").unwrap();
         levels.set("ovsdb:off").unwrap();
         let mut table = levels.lock();
@@ -161,9 +168,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let levels = Levels::new(LevelFilter::Info, &[]);
-        levels.open_file(path.clone()).unwrap();
+        levels.log_to(path.clone(), |mut file| file.write_all(b"taken over\n"));
+        assert!(!path.exists());
+        levels.reopen().unwrap();
         std::fs::rename(&path, dir.path().join("log.1")).unwrap();
         levels.reopen().unwrap();
-        assert!(path.exists());
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "taken over\n");
+    }
+
+    #[test]
+    fn without_a_file_there_is_nothing_to_set_or_reopen() {
+        let levels = Levels::new(LevelFilter::Info, &[]);
+        for error in [levels.reopen(), levels.set("ANY:file:dbg")] {
+            let text = error.unwrap_err().to_string();
+            assert!(text.starts_with("Logging to file not configured"), "{text}");
+        }
+        levels.set("dbg").unwrap();
     }
 }

@@ -1,4 +1,4 @@
-//! The `log` back end: OVS's line format on standard error and in a file.
+//! The `log` back end: OVS's line format on standard error or in a file.
 
 use super::levels::Levels;
 use super::spec::{Destination, level_name};
@@ -36,9 +36,11 @@ impl Log for Logger {
         let module = module_of(record.target());
         let level = record.level();
         let mut table = self.levels.lock();
-        let console = level <= table.level(module, Destination::Console);
-        let file = level <= table.level(module, Destination::File) && table.file.is_some();
-        if !console && !file {
+        let destination = match table.file {
+            Some(_) => Destination::File,
+            None => Destination::Console,
+        };
+        if level > table.level(module, destination) {
             return;
         }
         #[expect(clippy::disallowed_methods, reason = "the date of a line in the log")]
@@ -52,13 +54,12 @@ impl Log for Logger {
             record.args()
         );
         // A log that cannot be written must not stop the switch.
-        if let Some(out) = table.file.as_mut().filter(|_| file) {
+        if let Some(out) = &mut table.file {
             let _ = out.write_all(line.as_bytes());
+            return;
         }
         drop(table);
-        if console {
-            let _ = std::io::stderr().lock().write_all(line.as_bytes());
-        }
+        let _ = std::io::stderr().lock().write_all(line.as_bytes());
     }
 
     fn flush(&self) {}
@@ -93,6 +94,34 @@ fn utc(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use log::{Level, LevelFilter};
+
+    #[test]
+    fn with_a_file_its_levels_count() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let levels = Levels::new(LevelFilter::Info, &["bridge"]);
+        levels.log_to(path.clone(), |_| Ok(()));
+        levels.set("bridge:file:warn").unwrap();
+        levels.reopen().unwrap();
+        let logger = Logger::new(levels);
+        for (level, target, text) in [
+            (Level::Info, "x::bridge", "quiet"),
+            (Level::Warn, "x::bridge", "loud"),
+            (Level::Info, "x::port", "other"),
+        ] {
+            let mut record = Record::builder();
+            record.level(level).target(target);
+            logger.log(&record.args(format_args!("{text}")).build());
+        }
+        let log = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<&str> = log
+            .lines()
+            .filter_map(|line| line.split_once("Z|"))
+            .map(|l| l.1)
+            .collect();
+        assert_eq!(lines, ["bridge|WARN|loud", "port|INFO|other"]);
+    }
 
     #[test]
     fn dates() {

@@ -41,6 +41,9 @@ pub enum VlogError {
     NotSupported(&'static str),
     #[error("cannot open log file {path}: {cause}")]
     File { path: String, cause: std::io::Error },
+    /// In the words of OVS, as far as they go.
+    #[error("Logging to file not configured: without --detach the log goes to the console")]
+    NoFile,
 }
 
 /// What a spec asks for. `None`: every one of its kind.
