@@ -59,6 +59,15 @@ fn a_capture_file_is_played_to_a_client() {
     assert_eq!(switch.count("wire", Counter::RxPackets), frames.len() as u64);
     switch.assert_frames_accounted();
     assert_eq!(switch.get("Interface", "wire", "status:driver_name"), "net_pcap");
+    // It has a queue for each file.
+    switch.vsctl("set Interface wire options:n_rxq=3");
+    let error = switch.get("Interface", "wire", "error");
+    assert_eq!(
+        error,
+        "options:n_rxq=3 is more than its device can do, which has 1"
+    );
+    switch.vsctl("remove Interface wire options n_rxq");
+    assert_eq!(switch.vsctl("get Interface wire error"), "[]\n");
 }
 
 #[test]

@@ -99,6 +99,9 @@ fn interfaces_come_and_go_with_their_ports() {
         mtu,
         "as far as the driver goes"
     );
+    let error = switch.vsctl("get Interface int0 error");
+    let short = "mtu_request=2000 is more than its device can do, which has 1504";
+    assert_eq!(error.contains(short), backend == "tap", "{error}");
     switch.vsctl("set Bridge br0 other_config:hwaddr=02:bb:00:00:00:01");
     assert_eq!(interface_file("br0", "address"), "02:bb:00:00:00:01");
     assert_eq!(interface_file("int0", "ifindex"), index);

@@ -78,18 +78,6 @@ impl Switch {
             ..*setup
         };
         device.start(&in_use, self.parts.ledger.pool_on(device.node()))?;
-        for (what, asked, got) in [
-            ("mtu_request", setup.mtu, device.mtu()),
-            ("options:n_rxq", setup.rx_queues, device.rx_queues()),
-            ("options:n_txq", setup.tx_queues, device.tx_queues()),
-        ] {
-            if got < asked {
-                log::warn!(
-                    "{}: {what} {asked} is more than it can do, it has {got}",
-                    device.device()
-                );
-            }
-        }
         Ok(Backend::Ethdev {
             index,
             link: device.link(),
@@ -119,6 +107,9 @@ impl Switch {
                 }
                 state.backend = backend;
                 log::info!("bridge {}: port {name} has new options", state.bridge);
+                for text in state.shortfalls() {
+                    log::warn!("{}{text}", state.who());
+                }
             }
             Err(e) => {
                 log::warn!("bridge {}: port {name}: {e}", state.bridge);

@@ -152,7 +152,31 @@ impl PortState {
             Backend::Local(reason) | Backend::Failed(reason) => Some(reason),
             _ => None,
         };
-        reason.into_iter().chain(&self.complaints).cloned().collect()
+        let complaints = reason.into_iter().chain(&self.complaints).cloned();
+        complaints.chain(self.shortfalls()).collect()
+    }
+
+    /// What its device has less of than its row asks for.
+    fn shortfalls(&self) -> Vec<String> {
+        let amounts = match (&self.kind, &self.backend) {
+            (_, Backend::Ethdev { io, setup, .. }) => vec![
+                ("mtu_request", setup.mtu, io.device.mtu()),
+                ("options:n_rxq", setup.rx_queues, io.device.rx_queues()),
+                ("options:n_txq", setup.tx_queues, io.device.tx_queues()),
+            ],
+            (Kind::Kernel { queues }, Backend::Kernel { port, .. }) => vec![
+                ("mtu_request", self.mtu, port.mtu),
+                ("options:n_rxq", *queues, port.io.device.rx_queues()),
+            ],
+            (_, Backend::Kernel { port, .. }) => vec![("mtu_request", self.mtu, port.mtu)],
+            _ => Vec::new(),
+        };
+        let short = amounts.into_iter().filter(|(_, asked, has)| has < asked);
+        short
+            .map(|(what, asked, has)| {
+                format!("{what}={asked} is more than its device can do, which has {has}")
+            })
+            .collect()
     }
 }
 

@@ -46,11 +46,12 @@ impl Switch {
 
     fn interface_status(&self, port: &PortState) -> InterfaceStatus {
         let state = |up: bool| Some(if up { LinkState::Up } else { LinkState::Down });
+        let faults = port.faults();
         let mut status = InterfaceStatus {
             ofport: Some(port.ofport.into()),
             admin_state: state(true),
             mtu: Some(port.mtu.into()),
-            error: (!port.complaints.is_empty()).then(|| port.complaints.join("; ")),
+            error: (!faults.is_empty()).then(|| faults.join("; ")),
             ..InterfaceStatus::default()
         };
         let text = |pairs: &[(&str, String)]| -> BTreeMap<String, String> {
@@ -59,7 +60,6 @@ impl Switch {
         match &port.backend {
             Backend::Failed(reason) => return InterfaceStatus::failed(reason.clone()),
             Backend::Local(_) => {
-                status.error = Some(port.faults().join("; "));
                 status.link_state = state(false);
                 status.mac_in_use = self.bridges.get(&port.bridge).map(|b| b.mac);
             }
