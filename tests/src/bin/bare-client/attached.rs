@@ -35,7 +35,7 @@ pub struct Client {
 
 /// EAL's arguments of a client: any CPU will do, and no word on standard output.
 pub fn eal_args() -> Vec<String> {
-    let cpus = dpdk_vswitchd::cpus::show(&dpdk_vswitchd::cpus::allowed());
+    let cpus = dpdk_vswitchd::cpus::show(&dpdk_vswitchd::cpus::inherited());
     vec![
         format!("--lcores=0@({cpus})"),
         "--log-level=error".into(),
