@@ -15,13 +15,13 @@ pub fn attach(switch: &Switch, port: u16) -> Bare {
 
 /// Runs `start`, whose child processes keep off the CPU that switches, if there is another.
 pub fn off_the_switching_cpu<R>(start: impl FnOnce() -> R) -> R {
-    let all = cpus::allowed();
+    let all = cpus::inherited();
     let others: Vec<usize> = all.iter().copied().filter(|&cpu| cpu != SWITCHING_CPU).collect();
     if others.is_empty() || cpus::pin(0, &others).is_err() {
         return start();
     }
     let result = start();
-    // These were allowed a moment ago.
+    // It was on these a moment ago.
     let _ = cpus::pin(0, &all);
     result
 }

@@ -61,7 +61,7 @@ fn check(mut cpus: Vec<usize>, text: &str) -> Result<Vec<usize>, String> {
 }
 
 /// CPUs that threads of this process may be pinned to: all of its cpuset. The process itself is kept off those that the kernel
-/// was told to isolate (`isolcpus=`), which PMD threads are to have.
+/// was told to isolate (`isolcpus=`), which PMD threads are to have, and perhaps off others (`taskset`, systemd's `CPUAffinity=`).
 pub fn allowed() -> Vec<usize> {
     affinities().allowed.clone()
 }
@@ -174,6 +174,7 @@ mod tests {
     /// As a service is on a host with `isolcpus=`.
     #[test]
     fn a_cpu_that_the_process_was_not_started_on_may_be_named() {
+        pin(0, &(0..CpuSet::count()).collect::<Vec<_>>()).unwrap();
         let all = of_this_thread().unwrap();
         pin(0, &all[..1]).unwrap();
         assert_eq!((allowed(), inherited()), (all.clone(), all[..1].to_vec()));

@@ -71,6 +71,12 @@ plan_nics() {
         fi
     done
     for name in "${unbind[@]}"; do
+        address=$(full_address "$name")
+        if [ -n "$at_boot" ] && is_pci_address "$address" && [ ! -e "$pci/devices/$address" ]; then
+            # Nothing is to be done now, but at boot it would be missed
+            given_back+=("$address")
+            continue
+        fi
         address=
         find_nic "$name" || continue
         if [[ " ${addresses[*]} " == *" $address "* ]]; then

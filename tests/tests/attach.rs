@@ -234,7 +234,7 @@ fn half_open_connections_hinder_nobody() {
     let switch = Switch::with_ports(&[1, 2]);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    let crowd: Vec<Raw> = (0..1000).map(|_| raw(&switch)).collect();
+    let crowd: Vec<Raw> = (0..1500).map(|_| raw(&switch)).collect();
     let start = Instant::now();
     let mut one = Bare::attached(&switch, 1);
     let took = start.elapsed();

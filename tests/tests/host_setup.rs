@@ -120,6 +120,10 @@ fn what_the_unit_does_at_boot_is_kept_by_later_runs() {
     let said = run("--bind eth1 --driver uio_pci_generic --dry-run");
     assert!(said.stderr.contains("gives 0000:01:00.1 to vfio-pci"), "{said:?}");
     let unit = host.read(UNIT);
+    // A card that is no longer in the machine would stop all that is done at boot
+    host.write(UNIT, &unit.replace(two, &format!("--bind 0000:09:00.0 {two}")));
+    let said = run("--unbind 0000:09:00.0");
+    assert_eq!((said.status, host.read(UNIT)), (0, unit.clone()), "{said:?}");
     host.write(UNIT, &unit.replace(two, "--bind eth7"));
     let said = run("--bind eth1");
     assert!(said.stderr.contains("no interface 'eth7'"), "{said:?}");

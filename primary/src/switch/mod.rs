@@ -171,7 +171,10 @@ impl PortState {
             (_, Backend::Kernel { port, .. }) => vec![("mtu_request", self.mtu, port.mtu)],
             _ => Vec::new(),
         };
-        let short = amounts.into_iter().filter(|(_, asked, has)| has < asked);
+        let by_default = |what, asked| what == "mtu_request" && asked == ports::DEFAULT_MTU;
+        let short = amounts
+            .into_iter()
+            .filter(|&(what, asked, has)| has < asked && !by_default(what, asked));
         short
             .map(|(what, asked, has)| {
                 format!("{what}={asked} is more than its device can do, which has {has}")
@@ -389,7 +392,7 @@ impl Switch {
     }
 
     /// Stops the datapath and lets go of every device; `alone`: no client is left. One that can't be ended may hold DPDK's
-    /// locks for ever, and what they would be needed for is left to the kernel.
+    /// locks for ever, and what they would be needed for is left to the kernel, as in a crash.
     pub fn shut_down(mut self, alone: bool) -> Parts {
         let (ports, discarded) = (
             std::mem::take(&mut self.ports),

@@ -15,7 +15,7 @@ use crate::datapath::vlan::VlanPolicy;
 use crate::rxq::settings;
 
 /// Payload of a frame by default, in bytes.
-const DEFAULT_MTU: u16 = 1500;
+pub(super) const DEFAULT_MTU: u16 = 1500;
 /// Smallest payload that may be asked for, in bytes: that of RFC 791.
 const LEAST_MTU: u16 = 68;
 /// Largest payload that may be asked for; a device's driver may take less.
