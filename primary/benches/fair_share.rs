@@ -209,6 +209,7 @@ fn start(pmd: usize, clients_cpu: usize) -> (Bench, Pmds) {
     snapshot.bridges.push(Bridge {
         table: Arc::new(MacTable::new(2048, 300)),
         ports: (0..PORTS as u16).collect(),
+        mirrors: Vec::new(),
         forward_reserved: false,
     });
     let polled = (0..PORTS as u16).map(|port| Assigned {

@@ -182,6 +182,7 @@ fn start() -> Bench {
     snapshot.bridges.push(Bridge {
         table,
         ports: (0..CLIENTS as u16).collect(),
+        mirrors: Vec::new(),
         forward_reserved: false,
     });
     let stats = PortBlock::claim(&segment, 1).expect("its first thread");

@@ -10,9 +10,10 @@ use dpdk_vswitchd::datapath::clock::Moment;
 use dpdk_vswitchd::datapath::forward::Forwarder;
 use dpdk_vswitchd::datapath::ledger::{Ledger, Owner};
 use dpdk_vswitchd::datapath::mac_table::MacTable;
-use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, Port};
+use dpdk_vswitchd::datapath::mirror::Mirror;
+use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, NO_BRIDGE, Port};
 use dpdk_vswitchd::datapath::snapshot::{Bridge, Snapshot};
-use dpdk_vswitchd::datapath::vlan::VlanPolicy;
+use dpdk_vswitchd::datapath::vlan::{VlanPolicy, VlanSet};
 use proptest::prelude::*;
 use vswitch_common::eal::Eal;
 use vswitch_common::gso::{Kind, Segmentation};
@@ -127,6 +128,7 @@ impl<'a> Fixture<'a> {
         snapshot.bridges.push(Bridge {
             table,
             ports,
+            mirrors: Vec::new(),
             forward_reserved: false,
         });
         let stats = PortBlock::claim(&bench.segment, 1).unwrap();
@@ -138,6 +140,17 @@ impl<'a> Fixture<'a> {
             forwarder,
             clients,
             free_before,
+        }
+    }
+
+    /// Puts mirrors onto the bridge.
+    fn mirror(&mut self, mirrors: &[MirrorModel]) {
+        let bridge = &mut self.snapshot.bridges[0];
+        bridge.mirrors = Mirror::in_order(mirrors.iter().map(MirrorModel::mirror).collect());
+        for mirror in &bridge.mirrors {
+            bridge.ports.retain(|&port| port != mirror.output);
+            let output = self.snapshot.ports[usize::from(mirror.output)].as_mut().unwrap();
+            Arc::make_mut(output).bridge = NO_BRIDGE;
         }
     }
 
@@ -316,28 +329,51 @@ impl Mode {
     }
 }
 
+/// A mirror in its plainest form.
+#[derive(Debug, Clone)]
+struct MirrorModel {
+    sources: [bool; PORTS],
+    destinations: [bool; PORTS],
+    vlan: Option<u16>,
+    output: usize,
+    snaplen: usize,
+}
+
+impl MirrorModel {
+    fn mirror(&self) -> Mirror {
+        let set = |ports: &[bool; PORTS]| (0..PORTS as u16).filter(|&p| ports[usize::from(p)]).collect();
+        Mirror {
+            sources: set(&self.sources),
+            destinations: set(&self.destinations),
+            vlans: self.vlan.map(|vlan| VlanSet::of(&[vlan])),
+            output: self.output as u16,
+            snaplen: self.snaplen,
+            selected: Arc::default(),
+        }
+    }
+}
+
 /// The bridge in its plainest form.
 struct Model {
     modes: Vec<Mode>,
+    mirrors: Vec<MirrorModel>,
     seen: HashMap<(u16, [u8; 6]), usize>,
 }
 
 impl Model {
+    fn is_output(&self, port: usize) -> bool {
+        self.mirrors.iter().any(|mirror| mirror.output == port)
+    }
+
     /// What leaves by each port when `frame` comes in by `from`.
     fn forward(&mut self, from: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
-        if frame.len() < 14 {
+        if frame.len() < 14 || self.is_output(from) {
             return Vec::new();
         }
         let destination: [u8; 6] = frame[..6].try_into().unwrap();
         let source: [u8; 6] = frame[6..12].try_into().unwrap();
         let tagged = frame[12..14] == [0x81, 0] || frame[12..14] == [0x88, 0xa8];
         if tagged && frame.len() < 18 {
-            return Vec::new();
-        }
-        if source[0] & 1 == 1 || source == [0; 6] {
-            return Vec::new();
-        }
-        if destination[..5] == [1, 0x80, 0xc2, 0, 0] && destination[5] < 16 {
             return Vec::new();
         }
         let tci = if tagged {
@@ -348,7 +384,48 @@ impl Model {
         let Some(vlan) = self.modes[from].ingress(tci & 0xfff) else {
             return Vec::new();
         };
-        self.seen.insert((vlan, source), from);
+        let refused = source[0] & 1 == 1
+            || source == [0; 6]
+            || destination[..5] == [1, 0x80, 0xc2, 0, 0] && destination[5] < 16;
+        let targets = if refused {
+            Vec::new()
+        } else {
+            self.seen.insert((vlan, source), from);
+            self.targets(from, vlan, destination)
+        };
+        let leaves = |with_tag| match (tagged, with_tag) {
+            (true, true) => {
+                let mut out = frame.to_vec();
+                out[14..16].copy_from_slice(&(tci & 0xf000 | vlan).to_be_bytes());
+                out
+            }
+            (true, false) => [&frame[..12], &frame[16..]].concat(),
+            (false, true) => [&frame[..12], &[0x81, 0], &vlan.to_be_bytes(), &frame[12..]].concat(),
+            (false, false) => frame.to_vec(),
+        };
+        let forwarded = targets.iter().map(|&(port, with_tag)| (port, leaves(with_tag)));
+        let watched = (0..PORTS).filter_map(|port| {
+            let selects = |mirror: &&MirrorModel| {
+                mirror.output == port
+                    && mirror.vlan.is_none_or(|wanted| wanted == vlan)
+                    && (mirror.sources[from] || targets.iter().any(|&(to, _)| mirror.destinations[to]))
+            };
+            let snaplen = self.mirrors.iter().filter(selects).map(|m| m.snaplen).max()?;
+            let trunk = !matches!(self.modes[port], Mode::Access(_));
+            let with_tag = self.modes[port].egress(vlan).unwrap_or(trunk && vlan != 0);
+            let mut out = leaves(with_tag);
+            let header = 18 + 4 * usize::from(with_tag) - 4 * usize::from(tagged);
+            out.truncate(snaplen.max(header));
+            Some((port, out))
+        });
+        forwarded
+            .chain(watched)
+            .filter(|(port, out)| out.len() <= MTUS[*port] + FRAME_OVERHEAD)
+            .collect()
+    }
+
+    /// By which ports a frame leaves, and with a tag.
+    fn targets(&self, from: usize, vlan: u16, destination: [u8; 6]) -> Vec<(usize, bool)> {
         let known = self
             .seen
             .get(&(vlan, destination))
@@ -359,23 +436,26 @@ impl Model {
         };
         targets
             .into_iter()
-            .filter(|&port| port != from)
-            .filter_map(|port| {
-                let with_tag = self.modes[port].egress(vlan)?;
-                let out: Vec<u8> = match (tagged, with_tag) {
-                    (true, true) => {
-                        let mut out = frame.to_vec();
-                        out[14..16].copy_from_slice(&(tci & 0xf000 | vlan).to_be_bytes());
-                        out
-                    }
-                    (true, false) => [&frame[..12], &frame[16..]].concat(),
-                    (false, true) => [&frame[..12], &[0x81, 0], &vlan.to_be_bytes(), &frame[12..]].concat(),
-                    (false, false) => frame.to_vec(),
-                };
-                (out.len() <= MTUS[port] + FRAME_OVERHEAD).then_some((port, out))
-            })
+            .filter(|&port| port != from && !self.is_output(port))
+            .filter_map(|port| Some((port, self.modes[port].egress(vlan)?)))
             .collect()
     }
+}
+
+/// None, or a few to two of the ports.
+fn mirrors() -> impl Strategy<Value = Vec<MirrorModel>> {
+    let vlan = proptest::option::of(prop_oneof![Just(0u16), Just(10), Just(20)]);
+    let snaplen = prop_oneof![Just(usize::MAX), 14usize..200, 1900usize..2300];
+    let ports = any::<[bool; PORTS]>;
+    let mirror = (ports(), ports(), vlan, 2..PORTS, snaplen);
+    let mirror = mirror.prop_map(|(sources, destinations, vlan, output, snaplen)| MirrorModel {
+        sources,
+        destinations,
+        vlan,
+        output,
+        snaplen,
+    });
+    prop_oneof![Just(Vec::new()), proptest::collection::vec(mirror, 1..4),]
 }
 
 fn mode() -> impl Strategy<Value = Mode> {
@@ -448,11 +528,13 @@ proptest! {
     #[test]
     fn the_bridge_does_as_the_model(
         modes in proptest::collection::vec(mode(), PORTS),
+        mirrors in mirrors(),
         frames in proptest::collection::vec((0..PORTS, frame()), 1..80),
     ) {
         let bench = bench();
         let mut fixture = Fixture::new(&bench, &modes.iter().map(Mode::policy).collect::<Vec<_>>());
-        let mut model = Model { modes, seen: HashMap::new() };
+        fixture.mirror(&mirrors);
+        let mut model = Model { modes, mirrors, seen: HashMap::new() };
         for (from, frame) in &frames {
             let mut expected = vec![Vec::new(); PORTS];
             for (port, bytes) in model.forward(*from, frame) {
@@ -476,6 +558,7 @@ proptest! {
     #[test]
     fn bursts_do_as_the_model(
         modes in proptest::collection::vec(mode(), PORTS),
+        mirrors in mirrors(),
         bursts in proptest::collection::vec(
             (
                 0..PORTS,
@@ -494,7 +577,8 @@ proptest! {
     ) {
         let bench = bench();
         let mut fixture = Fixture::new(&bench, &modes.iter().map(Mode::policy).collect::<Vec<_>>());
-        let mut model = Model { modes, seen: HashMap::new() };
+        fixture.mirror(&mirrors);
+        let mut model = Model { modes, mirrors, seen: HashMap::new() };
         let (mut came, mut left) = ([Passed::default(); PORTS], [Passed::default(); PORTS]);
         for (from, frames) in &bursts {
             let mut expected = vec![Vec::new(); PORTS];

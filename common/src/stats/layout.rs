@@ -122,7 +122,7 @@ macro_rules! counters {
     ($($(#[doc = $doc:literal])* $name:ident = $index:literal $text:literal,)*) => {
         /// A port's counters: index in [`PortStats`]. Directions are the switch's: rx comes in by the port.
         /// Every frame counted in `RxPackets` is either in one of the `RxDrop…` counters or went to one or more
-        /// ports; every such copy is in `RxCopies` of its origin and in `TxPackets` or a `TxDrop…` of its target.
+        /// ports; every such copy, and every one for a mirror, is in `RxCopies` of its origin and in `TxPackets` or a `TxDrop…` of its target.
         #[repr(usize)]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Counter { $($(#[doc = $doc])* $name = $index,)* }
@@ -158,7 +158,7 @@ counters! {
     RxDropReserved = 7 "rx_drop_reserved_mac",
     /// The port is no member of the frame's VLAN, or the VLAN id is 4095.
     RxDropVlan = 8 "rx_drop_vlan",
-    /// The destination is behind the port the frame came from, or there is no other port.
+    /// The destination is behind the port the frame came from, or there is no other port, or the port is a mirror's output.
     RxDropNoOutput = 9 "rx_drop_no_output",
     /// A client handed in what is not its own mbuf. Counts ring entries; they are not in `RxPackets`.
     RxBadMbuf = 10 "rx_bad_mbuf",
@@ -206,6 +206,8 @@ counters! {
     GuestTxLarge = 31 "guest_tx_large",
     /// Client side: such frames that the guest got whole.
     GuestRxLarge = 32 "guest_rx_large",
+    /// Copies of incoming frames for mirrors. They are in `RxCopies`, too.
+    RxMirrored = 33 "rx_mirrored",
 }
 
 impl Counter {

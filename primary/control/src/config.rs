@@ -33,6 +33,25 @@ pub struct BridgeConfig {
     /// Columns with a value that asks for what the switch does not have.
     pub unsupported: Vec<&'static str>,
     pub ports: Vec<PortConfig>,
+    pub mirrors: Vec<MirrorConfig>,
+}
+
+/// A mirror (table `Mirror`). Ports are named.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct MirrorConfig {
+    pub uuid: Uuid,
+    pub name: String,
+    pub select_all: bool,
+    pub select_src_port: Vec<String>,
+    pub select_dst_port: Vec<String>,
+    /// VLANs, ascending; empty: all.
+    pub select_vlan: Vec<u16>,
+    pub output_port: Option<String>,
+    pub output_vlan: Option<u16>,
+    /// Bytes of a frame at most, 14..=65535.
+    pub snaplen: Option<u16>,
+    /// Columns with a value that asks for what the switch does not have.
+    pub unsupported: Vec<&'static str>,
 }
 
 /// What a bridge does while no controller is connected.

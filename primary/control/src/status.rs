@@ -20,6 +20,7 @@ pub struct Status {
     /// By the row's UUID, as are the others.
     pub bridges: BTreeMap<Uuid, BridgeStatus>,
     pub interfaces: BTreeMap<Uuid, InterfaceStatus>,
+    pub mirrors: BTreeMap<Uuid, MirrorStatus>,
     pub controllers: BTreeMap<Uuid, ControllerStatus>,
 }
 
@@ -78,6 +79,13 @@ pub enum LinkState {
 pub enum Duplex {
     Half,
     Full,
+}
+
+/// Columns of table `Mirror`.
+#[derive(Clone, Debug, PartialEq, Default)]
+pub struct MirrorStatus {
+    /// `tx_packets` and `tx_bytes`; paced like those of interfaces.
+    pub statistics: BTreeMap<String, i64>,
 }
 
 /// Columns of table `Controller`.

@@ -172,6 +172,31 @@ impl Ledger {
             .or_else(|| self.copy_elsewhere(frame, near))
     }
 
+    /// A copy of a frame's first `len` bytes, which asks nobody to complete or to cut it; `None` where no pool has mbufs for it.
+    #[cold]
+    pub fn copy_front(&self, frame: &Mbuf, near: Pool, len: usize) -> Option<Mbuf> {
+        let mut copy = self.copy(frame, near)?;
+        let rest = self.unchain(&copy);
+        self.scrub(&mut copy);
+        copy.trim_to(len);
+        copy.make_single(Checksum::Unknown);
+        let mut left = len - copy.len();
+        let mut kept = Rest::new();
+        for mut segment in rest {
+            segment.trim_to(left);
+            left -= segment.len();
+            if segment.len() > 0 {
+                kept.push(segment);
+            } else {
+                self.free(segment);
+            }
+        }
+        if !kept.is_empty() {
+            self.link(&mut copy, &kept, Owner::CHAIN);
+        }
+        Some(copy)
+    }
+
     #[cold]
     #[inline(never)]
     fn copy_elsewhere(&self, frame: &Mbuf, near: Pool) -> Option<Mbuf> {

@@ -10,7 +10,7 @@ use vswitch_common::stats::Counter;
 use super::BURST;
 use super::clock::Moment;
 use super::mac_table::{Key, Reader, Source};
-use super::parse::{self, Tag};
+use super::parse::{self, Ethernet, Tag};
 use super::port::{Port, PortIndex};
 use super::snapshot::Bridge;
 
@@ -40,6 +40,38 @@ impl Parsed {
     #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         self.len as usize
+    }
+
+    /// The same for `copy`, which may have less of the frame.
+    #[must_use]
+    pub fn cut_to(&self, copy: &Mbuf) -> Parsed {
+        Parsed {
+            len: copy.frame_len() as u32,
+            chain: copy.segment_count() > 1,
+            ..*self
+        }
+    }
+
+    /// What mirrors are to know of a frame that came in by `port` and is refused for `reason`, where they see such a frame.
+    #[cold]
+    pub fn of_refused(frame: &Mbuf, port: &Port, reason: Counter) -> Option<Parsed> {
+        if !matches!(reason, Counter::RxDropReserved | Counter::RxDropSource) {
+            return None;
+        }
+        let header = parse::parse(frame.data()).ok()?;
+        let vlan = port.vlan.ingress(header.tag)?;
+        Some(Parsed::new(frame, vlan, &header))
+    }
+
+    fn new(frame: &Mbuf, vlan: u16, header: &Ethernet) -> Parsed {
+        Parsed {
+            source: Key::new(vlan, header.source),
+            destination: Key::new(vlan, header.destination),
+            len: frame.frame_len() as u32,
+            tag: header.tag,
+            chain: frame.segment_count() > 1,
+            target: None,
+        }
     }
 
     /// Is it untagged and in one mbuf?
@@ -279,12 +311,5 @@ fn parse_any(frame: &Mbuf, port: &Port, bridge: &Bridge, now: Moment) -> Result<
     let Some(vlan) = port.vlan.ingress(header.tag) else {
         return refuse(Counter::RxDropVlan);
     };
-    Ok(Parsed {
-        source: Key::new(vlan, header.source),
-        destination: Key::new(vlan, header.destination),
-        len: len as u32,
-        tag: header.tag,
-        chain: frame.segment_count() > 1,
-        target: None,
-    })
+    Ok(Parsed::new(frame, vlan, &header))
 }

@@ -12,6 +12,7 @@ use super::BURST;
 use super::classify::{Classified, Classifier, Parsed};
 use super::clock::Moment;
 use super::ledger::Ledger;
+use super::mirror;
 use super::output::Output;
 use super::port::{Io, Port, PortIndex};
 use super::snapshot::{Bridge, Snapshot};
@@ -79,7 +80,7 @@ impl Forwarder {
         let Forwarder { classifier, out } = self;
         out.sender.queue = usize::from(queue);
         let Some(bridge) = snapshot.bridges.get(port.bridge) else {
-            out.sender.ledger.free_all(frames);
+            drop_all(out, port, frames);
             return 0;
         };
         let index = usize::from(port.index);
@@ -87,8 +88,12 @@ impl Forwarder {
         let found = classifier.classify(frames, port, bridge, now);
         out.count(index, Counter::RxBytes, found.bytes);
         out.count(index, Counter::Learned, found.learned);
+        let mut copies = 0;
+        if !bridge.mirrors.is_empty() {
+            copies += mirror::mirror(out, snapshot, bridge, port, frames, found.parsed, found.refused);
+        }
         if let Some(target) = whole_way(snapshot, port, &found) {
-            let copies = frames.len() as u64;
+            copies += frames.len() as u64;
             out.count(index, Counter::RxCopies, copies);
             // Nothing is pending that they could overtake.
             out.sender.send(target, frames, found.bytes as usize, false);
@@ -98,7 +103,6 @@ impl Forwarder {
             out.drop_frame(frames.remove(at), index, reason);
         }
 
-        let mut copies = 0;
         let mut parsed = found.parsed;
         let mut frames = frames.drain(..);
         while let [first, rest @ ..] = parsed {
@@ -143,6 +147,18 @@ fn whole_way<'s>(snapshot: &'s Snapshot, from: &Port, found: &Classified<'_>) ->
     (way.as_is && alike.longest <= way.target.max_frame).then_some(way.target)
 }
 
+/// Drops what came in by a port from which nothing is forwarded.
+#[cold]
+#[inline(never)]
+fn drop_all(out: &mut Output, port: &Port, frames: &mut ArrayVec<Mbuf, BURST>) {
+    let index = usize::from(port.index);
+    let (count, bytes) = (frames.len(), frames.iter().map(Mbuf::frame_len).sum::<usize>());
+    out.count(index, Counter::RxPackets, count as u64);
+    out.count(index, Counter::RxBytes, bytes as u64);
+    out.count(index, Counter::RxDropNoOutput, count as u64);
+    out.sender.ledger.free_all(frames);
+}
+
 /// Sends a copy to every other port of the VLAN, the frame itself to the last, unless the port's storm limit is
 /// reached. Returns how many.
 fn flood(
@@ -165,11 +181,7 @@ fn flood(
     let mut copies = 0;
     let mut last: Option<(&Arc<Port>, Egress)> = None;
     for target in bridge.ports.iter().filter_map(|&i| snapshot.port(i)) {
-        // A port without a link takes no part in flooding.
-        if target.index == port.index || matches!(target.io, Io::Down) {
-            continue;
-        }
-        let egress = target.vlan.egress(parsed.vlan());
+        let egress = flooded_to(target, port, parsed.vlan());
         if egress == Egress::Absent {
             continue;
         }
@@ -190,6 +202,37 @@ fn flood(
         None => {
             out.drop_frame(frame, usize::from(port.index), Counter::RxDropNoOutput);
             0
+        }
+    }
+}
+
+/// How a frame of `vlan` that came in by `from` leaves by `target` when it is flooded. Not by a port without a link.
+#[inline]
+fn flooded_to(target: &Port, from: &Port, vlan: u16) -> Egress {
+    if target.index == from.index || matches!(target.io, Io::Down) {
+        return Egress::Absent;
+    }
+    target.vlan.egress(vlan)
+}
+
+/// Does a frame that came in by `from` leave by one of the ports that `wanted` likes, as far as its classification says?
+pub fn leaves_by(
+    snapshot: &Snapshot,
+    bridge: &Bridge,
+    from: &Port,
+    frame: &Parsed,
+    wanted: impl Fn(PortIndex) -> bool,
+) -> bool {
+    let way = frame
+        .target
+        .and_then(|target| way_to(snapshot, from, target, frame.vlan()));
+    match way {
+        Some(way) => way.target.index != from.index && wanted(way.target.index),
+        None => {
+            let mut others = bridge.ports.iter().filter_map(|&i| snapshot.port(i));
+            others.any(|target| {
+                wanted(target.index) && flooded_to(target, from, frame.vlan()) != Egress::Absent
+            })
         }
     }
 }

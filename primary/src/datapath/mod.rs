@@ -11,6 +11,7 @@ mod laps;
 pub mod ledger;
 pub mod limit;
 pub mod mac_table;
+pub mod mirror;
 pub mod offload;
 pub mod output;
 pub mod parse;

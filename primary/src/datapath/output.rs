@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arrayvec::ArrayVec;
 use vswitch_common::ethdev::{Ethdev, Offloads};
 use vswitch_common::mbuf::Mbuf;
+use vswitch_common::mempool::Pool;
 use vswitch_common::stats::{Counter, PortBlock};
 
 use super::BURST;
@@ -189,18 +190,35 @@ impl Output {
     /// A copy of `frame` for `target`, or why there is none: what its ring has no room for need not be copied.
     #[inline]
     pub fn copy_for(&self, target: &Port, frame: &Mbuf) -> Result<Mbuf, Counter> {
+        self.copy_by(target, frame, |ledger, pool| ledger.copy(frame, pool))
+    }
+
+    /// The same of the frame's first `len` bytes.
+    #[cold]
+    pub fn copy_front_for(&self, target: &Port, frame: &Mbuf, len: usize) -> Result<Mbuf, Counter> {
+        if frame.frame_len() <= len {
+            return self.copy_for(target, frame);
+        }
+        self.copy_by(target, frame, |ledger, pool| ledger.copy_front(frame, pool, len))
+    }
+
+    #[inline(always)]
+    fn copy_by(
+        &self,
+        target: &Port,
+        frame: &Mbuf,
+        copy: impl FnOnce(&Ledger, Pool) -> Option<Mbuf>,
+    ) -> Result<Mbuf, Counter> {
         let ledger = &self.sender.ledger;
         let Io::Client(session) = &target.io else {
-            return ledger
-                .copy(frame, ledger.pool_of(frame))
-                .ok_or(Counter::TxDropNoBuffer);
+            return copy(ledger, ledger.pool_of(frame)).ok_or(Counter::TxDropNoBuffer);
         };
         if let Some(room) = session.queue(self.sender.queue).scarce_room()
             && self.batches[usize::from(target.index)].frames.len() >= room.frames
         {
             return Err(full(room.over_quota));
         }
-        ledger.copy(frame, session.pool()).ok_or(Counter::TxDropNoBuffer)
+        copy(ledger, session.pool()).ok_or(Counter::TxDropNoBuffer)
     }
 
     /// Adds `n` to `counter` of port `index`.

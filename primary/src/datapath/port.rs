@@ -22,7 +22,7 @@ pub type PortIndex = u16;
 #[derive(Debug, Clone)]
 pub struct Port {
     pub index: PortIndex,
-    /// Index of its bridge in the snapshot.
+    /// Index of its bridge in the snapshot; [`NO_BRIDGE`] of a mirror's output.
     pub bridge: usize,
     pub vlan: VlanPolicy,
     /// Bytes of the longest frame that leaves by it: MTU, Ethernet header and two tags.
@@ -31,6 +31,9 @@ pub struct Port {
     pub limiter: Option<Arc<Limiter>>,
     pub io: Io,
 }
+
+/// Index of no bridge: nothing is forwarded to such a port, or from it.
+pub const NO_BRIDGE: usize = usize::MAX;
 
 /// Ethernet header and two VLAN tags, which come on top of the MTU.
 pub const FRAME_OVERHEAD: usize = 22;

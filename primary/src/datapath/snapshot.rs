@@ -16,13 +16,16 @@ use vswitch_common::port::doorbell::Doorbell;
 use vswitch_sync::quiescence::Published;
 
 use super::mac_table::MacTable;
+use super::mirror::Mirror;
 use super::port::{Port, PortIndex};
 
-/// A bridge: its learning table and its ports.
+/// A bridge: its learning table, its ports, and those that watch them.
 #[derive(Debug, Clone)]
 pub struct Bridge {
     pub table: Arc<MacTable>,
     pub ports: Vec<PortIndex>,
+    /// In the order of [`Mirror::in_order`].
+    pub mirrors: Vec<Mirror>,
     /// Forward 01:80:c2:00:00:0X as well (other_config:forward-bpdu).
     pub forward_reserved: bool,
 }

@@ -128,6 +128,18 @@ impl VlanPolicy {
             Egress::Absent
         }
     }
+
+    /// How a frame of `vlan` leaves by a port that watches others: whatever its VLANs, and with its tag if the port has any.
+    pub fn mirrored(&self, vlan: u16) -> Egress {
+        let tags = self
+            .untagged
+            .is_none_or(|untagged| self.tagged.contains(untagged));
+        match self.egress(vlan) {
+            Egress::Absent if tags && vlan != 0 => Egress::Tagged,
+            Egress::Absent => Egress::Untagged,
+            egress => egress,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -172,6 +184,27 @@ mod tests {
             (Egress::Absent, Egress::Tagged, Egress::Absent)
         );
         assert_eq!(VlanPolicy::trunk(&[0, 5]).ingress(None), Some(0));
+    }
+
+    #[test]
+    fn a_mirror_port_takes_every_vlan() {
+        for (policy, ways) in [
+            (
+                VlanPolicy::trunk(&[]),
+                [Egress::Untagged, Egress::Tagged, Egress::Tagged],
+            ),
+            (
+                VlanPolicy::trunk(&[7]),
+                [Egress::Untagged, Egress::Tagged, Egress::Tagged],
+            ),
+            (VlanPolicy::access(7), [Egress::Untagged; 3]),
+            (
+                VlanPolicy::native(7, &[], false),
+                [Egress::Untagged, Egress::Untagged, Egress::Tagged],
+            ),
+        ] {
+            assert_eq!([0, 7, 8].map(|vlan| policy.mirrored(vlan)), ways, "{policy:?}");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | [`whole`] | what the Open_vSwitch row asks for without effect |
 //! | [`bridges`] | what a Bridge row asks for |
 //! | [`ports`] | what a Port row and its Interface row ask for, [`kind`]: which kind of port |
+//! | [`mirrors`] | what Mirror rows ask for |
 //! | [`kernel`] | interfaces in the host kernel |
 //! | [`limits`] | what an Interface row limits its traffic to |
 //! | [`clients`] | ring ports' memory and their clients |
@@ -25,6 +26,7 @@ pub mod devices;
 pub mod kernel;
 pub mod kind;
 pub mod limits;
+pub mod mirrors;
 pub mod overload;
 pub mod pci;
 pub mod pmd_commands;
@@ -34,7 +36,7 @@ pub mod reconcile;
 pub mod report;
 pub mod whole;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +53,7 @@ use crate::datapath::clock::Clock;
 use crate::datapath::ledger::Ledger;
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::MacTable;
-use crate::datapath::port::{EthdevIo, FRAME_OVERHEAD, Io, Port, PortIndex};
+use crate::datapath::port::{EthdevIo, FRAME_OVERHEAD, Io, NO_BRIDGE, Port, PortIndex};
 use crate::datapath::snapshot::{Bridge, Publisher, Snapshot};
 use crate::datapath::vlan::VlanPolicy;
 use crate::pmds::Pmds;
@@ -59,6 +61,7 @@ use crate::pmds::Pmds;
 use clients::Clients;
 use kernel::{KernelPort, Watch};
 use kind::Kind;
+use mirrors::Mirrors;
 use overload::Overload;
 use queues::Queues;
 use whole::Started;
@@ -72,6 +75,7 @@ pub struct BridgeState {
     pub datapath_id: String,
     pub forward_reserved: bool,
     pub table: Arc<MacTable>,
+    pub mirrors: Mirrors,
     /// What is wrong with its row, though it works.
     pub complaints: Vec<String>,
 }
@@ -272,9 +276,11 @@ impl Switch {
             .map(|b| Bridge {
                 table: b.table.clone(),
                 ports: Vec::new(),
+                mirrors: b.mirrors.in_datapath(|name| self.index_on(b, name)),
                 forward_reserved: b.forward_reserved,
             })
             .collect();
+        let outputs: Vec<BTreeSet<&str>> = self.bridges.values().map(|b| b.mirrors.outputs()).collect();
         for state in self.ports.values() {
             let (Some(index), Ok(bridge)) = (state.index(), names.binary_search(&&state.bridge)) else {
                 continue;
@@ -292,7 +298,10 @@ impl Switch {
             if snapshot.ports.len() <= at {
                 snapshot.ports.resize_with(at + 1, || None);
             }
-            snapshot.bridges[bridge].ports.push(index);
+            let is_output = outputs[bridge].contains(state.name.as_str());
+            if !is_output {
+                snapshot.bridges[bridge].ports.push(index);
+            }
             let mtu = match &state.backend {
                 Backend::Kernel { port, .. } => port.mtu,
                 _ => state.mtu,
@@ -300,7 +309,7 @@ impl Switch {
             let max_frame = usize::from(mtu) + FRAME_OVERHEAD;
             snapshot.ports[at] = Some(Arc::new(Port {
                 index,
-                bridge,
+                bridge: if is_output { NO_BRIDGE } else { bridge },
                 vlan: state.vlan.clone(),
                 max_frame,
                 limiter: state.limiter.clone(),
@@ -310,6 +319,12 @@ impl Switch {
         self.assign_queues(&mut snapshot);
         self.parts.publisher.publish(snapshot);
         self.describe_ports();
+    }
+
+    /// The datapath index of interface `name` if it is on `bridge` and works.
+    fn index_on(&self, bridge: &BridgeState, name: &str) -> Option<PortIndex> {
+        let port = self.ports.get(name)?;
+        port.index().filter(|_| port.bridge == bridge.name)
     }
 
     /// Writes who is who into the stats segment.

@@ -13,6 +13,7 @@ use super::bridges::{self, own_mac};
 use super::clients::PortMemory;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
+use super::mirrors::Mirrors;
 use super::pci::Pci;
 use super::ports::{self, Wanted};
 use super::{Backend, BridgeState, PortState, Switch, complain, whole};
@@ -58,6 +59,7 @@ impl Switch {
             self.configure_port(wanted, told);
         }
         self.publish();
+        self.flush_mirror_outputs();
         fault::point(Point::Configured);
         self.config = config;
     }
@@ -111,6 +113,7 @@ impl Switch {
                     datapath_id: String::new(),
                     forward_reserved: settings.forward_reserved,
                     table: Arc::new(MacTable::new(table_size, aging)),
+                    mirrors: Mirrors::default(),
                     complaints: Vec::new(),
                 });
             if state.table.capacity() != table_size {
@@ -129,6 +132,7 @@ impl Switch {
             state.mac = settings.mac;
             state.datapath_id = settings.datapath_id;
             state.forward_reserved = settings.forward_reserved;
+            state.mirrors.configure(bridge);
             complain(
                 &format!("bridge {}: ", bridge.name),
                 &mut state.complaints,

@@ -40,6 +40,7 @@ impl Switch {
                 .values()
                 .map(|p| (p.uuid, self.interface_status(p)))
                 .collect(),
+            mirrors: self.bridges.values().flat_map(|b| b.mirrors.status()).collect(),
             controllers: BTreeMap::new(),
         }
     }

@@ -139,9 +139,9 @@ fn imbalance(snapshot: &Snapshot) -> Option<String> {
     match forwarded {
         None => Some("more frames dropped than came in".into()),
         Some(n) if n > copies => Some(format!("{n} frames forwarded in {copies} copies")),
-        Some(n) if n < copies && total(Counter::RxFlooded) == 0 => {
-            Some(format!("{n} frames became {copies} with none flooded"))
-        }
+        Some(n) if n < copies && total(Counter::RxFlooded) + total(Counter::RxMirrored) == 0 => Some(
+            format!("{n} frames became {copies} with none flooded or mirrored"),
+        ),
         _ if copies != ended => Some(format!("{copies} copies, {ended} sent or dropped")),
         _ => None,
     }

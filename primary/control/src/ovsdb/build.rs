@@ -8,7 +8,8 @@ use super::schema::TABLES;
 use super::value::{Atom, Datum};
 use crate::Uuid;
 use crate::config::{
-    BridgeConfig, ControllerConfig, FailMode, InterfaceConfig, PortConfig, SwitchConfig, VlanMode,
+    BridgeConfig, ControllerConfig, FailMode, InterfaceConfig, MirrorConfig, PortConfig, SwitchConfig,
+    VlanMode,
 };
 use std::collections::BTreeMap;
 
@@ -43,6 +44,30 @@ fn bridge(replica: &Replica, uuid: Uuid, row: &Row) -> BridgeConfig {
         }),
         unsupported: unsupported(row, "Bridge"),
         ports: referenced(replica, row, "ports", "Port", port, |p| &p.name),
+        mirrors: referenced(replica, row, "mirrors", "Mirror", mirror, |m| &m.name),
+    }
+}
+
+fn mirror(replica: &Replica, uuid: Uuid, row: &Row) -> MirrorConfig {
+    let ports = |from| {
+        let name = |_: &Replica, _, port: &Row| text(port, "name").unwrap_or_default();
+        referenced(replica, row, from, "Port", name, |name| name)
+    };
+    MirrorConfig {
+        uuid,
+        name: text(row, "name").unwrap_or_default(),
+        select_all: column(row, "select_all")
+            .atoms()
+            .any(|atom| *atom == Atom::Boolean(true)),
+        select_src_port: ports("select_src_port"),
+        select_dst_port: ports("select_dst_port"),
+        select_vlan: column(row, "select_vlan").integers().filter_map(vlan).collect(),
+        output_port: ports("output_port").into_iter().next(),
+        output_vlan: column(row, "output_vlan").integers().find_map(vlan),
+        snaplen: integer(row, "snaplen")
+            .and_then(|bytes| u16::try_from(bytes).ok())
+            .filter(|bytes| *bytes >= 14),
+        unsupported: unsupported(row, "Mirror"),
     }
 }
 
@@ -178,11 +203,13 @@ mod tests {
                     "bridges": ["uuid", id(2)], "next_cfg": 7, "other_config": ["map", [["dpdk-extra", "-v"]]]}}},
                 "Bridge": {id(2): {"new": {
                     "name": "br0", "datapath_type": "dpdk", "fail_mode": "secure", "ports": references(&[3, 4, 99]),
-                    "mirrors": references(&[77]), "stp_enable": true, "rstp_enable": false, "sflow": ["set", []]}}},
+                    "mirrors": references(&[7, 77]), "stp_enable": true, "rstp_enable": false, "sflow": ["set", []]}}},
                 "Port": {
                     id(3): {"new": {"name": "z", "tag": 5, "interfaces": ["uuid", id(5)], "qos": ["uuid", id(55)], "protected": false}},
                     id(4): {"new": {"name": "a", "trunks": ["set", [10, 2, 5000]], "vlan_mode": "native-tagged",
                         "interfaces": references(&[6, 98])}}},
+                "Mirror": {id(7): {"new": {"name": "m", "select_all": false, "select_src_port": references(&[3, 4, 97]),
+                    "select_vlan": ["set", [10, 5, 5000]], "output_port": ["uuid", id(4)], "snaplen": 64, "filter": "ip"}}},
                 "Interface": {
                     id(5): {"new": {"name": "z", "type": "dpdk", "mac": "00:00:00:00:00:02", "ofport_request": 70000,
                         "bfd": ["map", [["enable", "true"]]], "lldp": ["map", [["enable", "false"]]], "cfm_mpid": 0}},
@@ -199,7 +226,20 @@ mod tests {
             ("br0", "dpdk")
         );
         assert_eq!(bridge.fail_mode, Some(FailMode::Secure));
-        assert_eq!(bridge.unsupported, ["mirrors", "stp_enable"]);
+        assert_eq!(bridge.unsupported, ["stp_enable"]);
+        let mirror = MirrorConfig {
+            uuid: Uuid(7),
+            name: "m".into(),
+            select_all: false,
+            select_src_port: vec!["a".into(), "z".into()],
+            select_dst_port: Vec::new(),
+            select_vlan: vec![5, 10],
+            output_port: Some("a".into()),
+            output_vlan: None,
+            snaplen: Some(64),
+            unsupported: vec!["filter"],
+        };
+        assert_eq!(bridge.mirrors, [mirror]);
         let [a, z] = bridge.ports.as_slice() else {
             panic!("{:?}", bridge.ports)
         };
@@ -231,7 +271,7 @@ mod tests {
         #[test]
         fn any_database_gives_a_configuration(
             cells in prop::collection::vec((0..TABLES.len(), 0u128..4, 0usize..12, any_datum()), 0..60),
-            links in prop::collection::vec((0usize..4, 0u128..4, prop::collection::btree_set(0u128..5, 0..4)), 0..12),
+            links in prop::collection::vec((0usize..5, 0u128..4, prop::collection::btree_set(0u128..5, 0..4)), 0..12),
         ) {
             let mut rows: BTreeMap<(usize, u128), Row> = BTreeMap::new();
             for (table, uuid, column, datum) in cells {
@@ -239,7 +279,7 @@ mod tests {
                 rows.entry((table, uuid)).or_default().set(columns[column % columns.len()], datum);
             }
             for (which, uuid, to) in links {
-                let (table, column) = [(0, "bridges"), (1, "ports"), (1, "controller"), (2, "interfaces")][which];
+                let (table, column) = [(0, "bridges"), (1, "ports"), (1, "controller"), (2, "interfaces"), (1, "mirrors")][which];
                 let datum = Datum::Set(to.into_iter().map(|u| Atom::Uuid(Uuid(u))).collect());
                 rows.entry((table, uuid)).or_default().set(column, datum);
             }

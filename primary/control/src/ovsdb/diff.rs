@@ -33,6 +33,13 @@ pub(super) fn operations(status: &Status, replica: &Replica, paced: bool) -> Vec
     for (uuid, interface) in &status.interfaces {
         rows("Interface", *uuid, interface_columns(interface, paced));
     }
+    for (uuid, mirror) in status.mirrors.iter().filter(|_| paced) {
+        rows(
+            "Mirror",
+            *uuid,
+            vec![("statistics", Datum::integer_map(&mirror.statistics))],
+        );
+    }
     for (uuid, controller) in &status.controllers {
         rows("Controller", *uuid, controller_columns(controller, paced));
     }

@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// The columns of one table: those that configure the switch, those that ask for what it does not have, and those it writes.
 pub(super) struct TableSpec {
     pub(super) name: &'static str,
+    /// The server need not have it.
+    optional: bool,
     pub(super) config: &'static [&'static str],
     pub(super) unsupported: &'static [&'static str],
     pub(super) status: &'static [&'static str],
@@ -25,6 +27,7 @@ impl TableSpec {
 pub(super) const TABLES: &[TableSpec] = &[
     TableSpec {
         name: DATABASE,
+        optional: false,
         config: &["bridges", "other_config", "next_cfg"],
         unsupported: &[],
         status: &[
@@ -38,6 +41,7 @@ pub(super) const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "Bridge",
+        optional: false,
         config: &[
             "name",
             "datapath_type",
@@ -46,12 +50,12 @@ pub(super) const TABLES: &[TableSpec] = &[
             "protocols",
             "controller",
             "ports",
+            "mirrors",
         ],
         unsupported: &[
             "flood_vlans",
             "ipfix",
             "mcast_snooping_enable",
-            "mirrors",
             "netflow",
             "rstp_enable",
             "sflow",
@@ -61,12 +65,14 @@ pub(super) const TABLES: &[TableSpec] = &[
     },
     TableSpec {
         name: "Port",
+        optional: false,
         config: &["name", "interfaces", "tag", "trunks", "vlan_mode", "other_config"],
         unsupported: &["protected", "qos"],
         status: &[],
     },
     TableSpec {
         name: "Interface",
+        optional: false,
         config: &[
             "name",
             "type",
@@ -97,7 +103,24 @@ pub(super) const TABLES: &[TableSpec] = &[
         ],
     },
     TableSpec {
+        name: "Mirror",
+        optional: true,
+        config: &[
+            "name",
+            "select_all",
+            "select_src_port",
+            "select_dst_port",
+            "select_vlan",
+            "output_port",
+            "output_vlan",
+            "snaplen",
+        ],
+        unsupported: &["filter"],
+        status: &["statistics"],
+    },
+    TableSpec {
         name: "Controller",
+        optional: true,
         config: &["target", "max_backoff", "inactivity_probe", "other_config"],
         unsupported: &[],
         status: &["is_connected", "role", "status"],
@@ -121,13 +144,13 @@ pub(super) struct Watched(BTreeMap<&'static str, BTreeSet<&'static str>>);
 pub(super) struct SchemaError(&'static str);
 
 impl Watched {
-    /// From a `<database-schema>` (RFC 7047 section 3.2). Bridge, Port, Interface and the root table must exist.
+    /// From a `<database-schema>` (RFC 7047 section 3.2). Only what the switch can do without may be missing.
     pub(super) fn from_schema(schema: &Value) -> Result<Self, SchemaError> {
         let mut watched = BTreeMap::new();
         for spec in TABLES {
             let columns = schema["tables"][spec.name]["columns"].as_object();
             let Some(columns) = columns else {
-                if spec.name == "Controller" {
+                if spec.optional {
                     continue;
                 }
                 return Err(SchemaError(spec.name));
