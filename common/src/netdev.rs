@@ -16,6 +16,44 @@ pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
 /// Where the kernel makes TAP interfaces.
 pub const TUN_DEVICE: &str = "/dev/net/tun";
 
+// linux/sockios.h and linux/ethtool.h
+const SIOCETHTOOL: libc::c_ulong = 0x8946;
+const ETHTOOL_GFLAGS: u32 = 0x25;
+const ETHTOOL_SFLAGS: u32 = 0x26;
+const ETHTOOL_GGRO: u32 = 0x2b;
+const ETHTOOL_SGRO: u32 = 0x2c;
+const ETH_FLAG_LRO: u32 = 1 << 15;
+/// Lets through what does not go out (linux/filter.h). `PACKET_IGNORE_OUTGOING` has no effect on sockets of a fanout group.
+const INCOMING: [libc::sock_filter; 4] = {
+    const fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
+        libc::sock_filter {
+            code: code as u16,
+            jt,
+            jf,
+            k,
+        }
+    }
+    let packet_type = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;
+    [
+        step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, packet_type),
+        step(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            0,
+            1,
+            libc::PACKET_OUTGOING as u32,
+        ),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    ]
+};
+
+/// `struct ethtool_value`.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    data: u32,
+}
+
 /// What an interface does now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
@@ -130,6 +168,41 @@ impl Netdev {
         u32::try_from(unsafe { reply.ifr_ifru.ifru_mtu }).ok()
     }
 
+    /// Is it on, and connected to something?
+    pub fn has_carrier(&self) -> bool {
+        let reply = self.by_name(libc::SIOCGIFFLAGS, |_| {});
+        // SAFETY: SIOCGIFFLAGS fills this member.
+        let flags = reply.map_or(0, |reply| unsafe { reply.ifr_ifru.ifru_flags });
+        flags & libc::IFF_RUNNING as i16 != 0
+    }
+
+    /// Keeps the kernel from joining frames that come in into longer ones (GRO, LRO). Says whether it did so.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn keep_frames_apart(&self) -> io::Result<bool> {
+        let gro = self.ethtool(ETHTOOL_GGRO, 0)? != 0;
+        if gro {
+            self.ethtool(ETHTOOL_SGRO, 0)?;
+        }
+        let flags = self.ethtool(ETHTOOL_GFLAGS, 0)?;
+        let lro = flags & ETH_FLAG_LRO != 0;
+        if lro {
+            self.ethtool(ETHTOOL_SFLAGS, flags & !ETH_FLAG_LRO)?;
+        }
+        Ok(gro || lro)
+    }
+
+    /// A command of linux/ethtool.h that takes or gives a number; the answer.
+    fn ethtool(&self, command: u32, data: u32) -> io::Result<u32> {
+        let mut value = EthtoolValue { command, data };
+        self.by_name(SIOCETHTOOL, |r| {
+            // The kernel reads and writes it during the call.
+            r.ifr_ifru.ifru_data = (&raw mut value).cast();
+        })?;
+        Ok(value.data)
+    }
+
     /// Sets its payload size, in bytes.
     ///
     /// # Errors
@@ -183,12 +256,7 @@ pub fn try_tap(name: &str) -> io::Result<()> {
 /// A descriptor of one of the interface's TAP queues, of a driver in this process that does not tell (virtio-user on
 /// vhost-net). To be called by the thread that attaches devices.
 pub fn open_queue(name: &str) -> Option<OwnedFd> {
-    let open = std::fs::read_dir("/proc/self/fd").ok()?.flatten();
-    let mut queues = open.filter(|entry| {
-        std::fs::read_link(entry.path()).is_ok_and(|target| target.as_os_str() == TUN_DEVICE)
-    });
-    queues.find_map(|entry| {
-        let fd: RawFd = entry.file_name().to_str()?.parse().ok()?;
+    descriptors(|target| target == TUN_DEVICE).find_map(|fd| {
         // SAFETY: it was open just now, and only the thread that attaches devices, this one, closes TAP queues.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         let reply = ioctl(fd, libc::TUNGETIFF, "", |_| {}).ok()?;
@@ -197,6 +265,55 @@ pub fn open_queue(name: &str) -> Option<OwnedFd> {
             return None;
         }
         fd.try_clone_to_owned().ok()
+    })
+}
+
+/// Keeps from the AF_PACKET sockets of this process on interface `index` what the host itself sends there: it is no frame that came in.
+/// To be called by the thread that attaches devices.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn ignore_outgoing(index: u32) -> io::Result<()> {
+    for fd in descriptors(|target| target.starts_with("socket:")) {
+        // SAFETY: an all-zero sockaddr_ll is valid.
+        let mut address: libc::sockaddr_ll = unsafe { MaybeUninit::zeroed().assume_init() };
+        let mut len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+        // SAFETY: the kernel writes no more than `len` bytes of the address, whatever the descriptor is.
+        let rc = unsafe { libc::getsockname(fd, (&raw mut address).cast(), &raw mut len) };
+        let family = i32::from(address.sll_family);
+        if rc != 0 || family != libc::AF_PACKET || address.sll_ifindex != index as i32 {
+            continue;
+        }
+        let mut steps = INCOMING;
+        let program = libc::sock_fprog {
+            len: steps.len() as u16,
+            filter: steps.as_mut_ptr(),
+        };
+        // SAFETY: the kernel reads the program and its steps, which live for the time of the call. Packet sockets are closed by
+        // this thread alone.
+        let rc = unsafe {
+            libc::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const program).cast(),
+                size_of::<libc::sock_fprog>() as libc::socklen_t,
+            )
+        };
+        if rc != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Descriptors of this process that lead to what `wanted` likes. Another thread may close one at any time.
+fn descriptors(wanted: impl Fn(&str) -> bool) -> impl Iterator<Item = RawFd> {
+    let open = std::fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    open.filter_map(move |entry| {
+        let target = std::fs::read_link(entry.path()).ok()?;
+        let fd = entry.file_name().to_str()?.parse().ok()?;
+        wanted(target.to_str()?).then_some(fd)
     })
 }
 
@@ -213,7 +330,8 @@ fn ioctl(
         *to = from as libc::c_char;
     }
     fill(&mut request);
-    // SAFETY: every code used here takes a pointer to an ifreq, which lives for the time of the call.
+    // SAFETY: every code used here takes a pointer to an ifreq, which lives for the time of the call, as does what `fill` lets
+    // it point to: an ethtool_value of the caller's.
     if unsafe { libc::ioctl(fd.as_raw_fd(), code, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }

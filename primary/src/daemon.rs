@@ -440,7 +440,7 @@ fn serve(
             next_tick = Instant::now() + TICK;
             switch.tick();
             client.publish(switch.status());
-            if switch.has_new_nics() && pending.is_none() {
+            if switch.has_new_devices() && pending.is_none() {
                 pending = Some(switch.config().clone());
             }
         }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vswitch_common::ethdev::{self, Ethdev, EthdevError, Setup};
+use vswitch_common::ethdev::{self, Ethdev, EthdevError, Link, Setup};
+use vswitch_common::netdev;
 
 use super::kernel::explain_devargs;
 use super::kind::{DeviceName, Kind};
+use super::netdevs::HostNetdev;
 use super::pci::{self, Pci};
 use super::{Backend, Switch};
 use crate::datapath::port::{EthdevIo, PortIndex};
@@ -19,7 +21,14 @@ impl Switch {
         setup: &Setup,
         index: PortIndex,
     ) -> Result<Backend, String> {
-        let devargs = self.find_device(name)?;
+        let (devargs, netdev) = match name {
+            DeviceName::Devargs(devargs) => (devargs.clone(), None),
+            DeviceName::Number(number) => (self.numbered_device(*number)?, None),
+            DeviceName::Netdev(name) => {
+                let netdev = HostNetdev::find(name)?;
+                (netdev.devargs(), Some(netdev))
+            }
+        };
         let device = devargs.split(',').next().unwrap_or_default();
         let taken = |s: &&super::PortState| matches!(&s.backend, Backend::Ethdev { io, .. } if io.device.device() == device);
         if let Some(other) = self.ports.values().find(taken) {
@@ -36,16 +45,12 @@ impl Switch {
             let complaint = address.and_then(|address| Pci::default().complaint(&address));
             complaint.unwrap_or_else(|| explain_devargs(&devargs, e))
         })?;
-        self.run_device(opened, setup, index)
+        self.run_device(opened, netdev, setup, index)
             .map_err(|e| explain_devargs(&devargs, e))
     }
 
-    /// DPDK's name of a device.
-    fn find_device(&self, name: &DeviceName) -> Result<String, String> {
-        let number = match name {
-            DeviceName::Devargs(devargs) => return Ok(devargs.clone()),
-            DeviceName::Number(number) => *number,
-        };
+    /// The name of the device with DPDK's port id `number`.
+    fn numbered_device(&self, number: u16) -> Result<String, String> {
         if !self.first_devices.is_empty() {
             let device = self.first_devices.iter().find(|(port, _)| *port == number);
             let count = self.first_devices.len();
@@ -70,6 +75,7 @@ impl Switch {
     fn run_device(
         &self,
         mut device: Ethdev,
+        netdev: Option<HostNetdev>,
         setup: &Setup,
         index: PortIndex,
     ) -> Result<Backend, EthdevError> {
@@ -78,22 +84,26 @@ impl Switch {
             ..*setup
         };
         device.start(&in_use, self.parts.ledger.pool_on(device.node()))?;
+        if let Some(netdev) = &netdev {
+            netdev.make_ready(device.mtu());
+        }
         Ok(Backend::Ethdev {
             index,
-            link: device.link(),
+            link: link(&device, netdev.as_ref()),
             io: Arc::new(EthdevIo::new(device)),
             setup: *setup,
+            netdev,
         })
     }
 
     /// Starts the device of port `name` anew, with other options.
     pub(super) fn restart_device(&mut self, name: &str, setup: Setup) {
-        let Some((index, io)) = self.take_device(name, "it is being set up anew") else {
+        let Some((index, io, netdev)) = self.take_device(name, "it is being set up anew") else {
             return;
         };
         let result = match unshare(io) {
             Some(io) => self
-                .run_device(io.device, &setup, index)
+                .run_device(io.device, netdev, &setup, index)
                 .map_err(|e| e.to_string()),
             None => Err("it is still in use; remove the port and add it again".to_owned()),
         };
@@ -120,28 +130,40 @@ impl Switch {
     }
 
     /// Takes the device of port `name` away; no thread uses it any more. The port has failed then, by `why`.
-    fn take_device(&mut self, name: &str, why: &str) -> Option<(PortIndex, Arc<EthdevIo>)> {
+    fn take_device(
+        &mut self,
+        name: &str,
+        why: &str,
+    ) -> Option<(PortIndex, Arc<EthdevIo>, Option<HostNetdev>)> {
         let backend = &mut self.ports.get_mut(name)?.backend;
         if !matches!(backend, Backend::Ethdev { .. }) {
             return None;
         }
-        let Backend::Ethdev { index, io, .. } = std::mem::replace(backend, Backend::Failed(why.to_owned()))
+        let Backend::Ethdev {
+            index, io, netdev, ..
+        } = std::mem::replace(backend, Backend::Failed(why.to_owned()))
         else {
             return None;
         };
         self.publish();
-        Some((index, io))
+        Some((index, io, netdev))
     }
 
     /// Links that came or went: when the driver tells so, and once a second for those that don't.
     pub fn look_at_links(&mut self) {
         let mut changed = false;
         for state in self.ports.values_mut() {
-            if let Backend::Ethdev { io, link, .. } = &mut state.backend {
-                let seen = io.device.link();
-                if seen != *link {
+            if let Backend::Ethdev {
+                io,
+                link: known,
+                netdev,
+                ..
+            } = &mut state.backend
+            {
+                let seen = link(&io.device, netdev.as_ref());
+                if seen != *known {
                     log::info!("{}: link {}", state.name, if seen.up { "up" } else { "down" });
-                    *link = seen;
+                    *known = seen;
                     changed = true;
                 }
             }
@@ -151,18 +173,26 @@ impl Switch {
         }
     }
 
-    /// Was a NIC bound to a DPDK driver since ports were last set up, while one waits for its device? Call it now and then.
-    pub fn has_new_nics(&mut self) -> bool {
-        let waits = |state: &super::PortState| {
-            matches!(state.kind, Kind::Ethdev { .. }) && matches!(state.backend, Backend::Failed(_))
-        };
-        if !self.ports.values().any(waits) {
+    /// Has a device come since ports were last set up, while one waits for its device: a NIC that was bound to a DPDK driver, or an
+    /// interface of the host? Call it now and then.
+    pub fn has_new_devices(&mut self) -> bool {
+        let waiting = self
+            .ports
+            .values()
+            .filter(|state| matches!(state.backend, Backend::Failed(_)));
+        let waiting: Vec<&DeviceName> = waiting
+            .filter_map(|state| match &state.kind {
+                Kind::Ethdev { device, .. } => Some(device),
+                _ => None,
+            })
+            .collect();
+        if waiting.is_empty() {
             return false;
         }
-        let nics = Pci::default().dpdk_nics();
+        let present = present(waiting);
         // One that was pulled out is a new one when it comes back.
-        self.nics_tried.retain(|nic| nics.contains(nic));
-        nics.iter().any(|nic| !self.nics_tried.contains(nic))
+        self.devices_tried.retain(|device| present.contains(device));
+        present.iter().any(|device| !self.devices_tried.contains(device))
     }
 
     /// Lets go of devices that are gone.
@@ -182,7 +212,7 @@ impl Switch {
 
     /// Lets a device go that was pulled out, or that the kernel wants back.
     fn let_device_go(&mut self, name: &str) {
-        let Some((index, io)) = self.take_device(name, "its device was removed") else {
+        let Some((index, io, _)) = self.take_device(name, "its device was removed") else {
             return;
         };
         self.forget_port(index);
@@ -199,6 +229,21 @@ impl Switch {
             state.backend = Backend::Failed(why);
         }
     }
+}
+
+/// NICs that are bound to a DPDK driver, and those of the host's interfaces that `wanted` names.
+pub(super) fn present<'a>(wanted: impl IntoIterator<Item = &'a DeviceName>) -> Vec<String> {
+    let mut present = Pci::default().dpdk_nics();
+    present.extend(wanted.into_iter().filter_map(|device| match device {
+        DeviceName::Netdev(name) => netdev::index(name).map(|_| name.clone()),
+        DeviceName::Devargs(_) | DeviceName::Number(_) => None,
+    }));
+    present
+}
+
+/// The link of a port's device, as the host says of its interface, if it is one.
+fn link(device: &Ethdev, netdev: Option<&HostNetdev>) -> Link {
+    netdev.map_or_else(|| device.link(), HostNetdev::link)
 }
 
 /// The device alone. The last snapshot that had it is gone, or about to be.

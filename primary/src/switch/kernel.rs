@@ -15,7 +15,7 @@ use vswitch_common::mbuf::Mbuf;
 use vswitch_common::netdev::{self, Netdev, State, TUN_DEVICE};
 use vswitch_control::MacAddr;
 
-use super::{Backend, Discarded, Parts, Switch};
+use super::{Backend, Parts, Switch};
 use crate::datapath::BURST;
 use crate::datapath::port::{EthdevIo, PortIndex};
 
@@ -286,25 +286,17 @@ impl Switch {
                 changed.push((state.name.clone(), *index, seen));
             }
         }
-        for (name, _, seen) in &changed {
-            if *seen == State::Gone
-                && let Some(state) = self.ports.get_mut(name)
-            {
-                let reason = "its interface was deleted from the kernel; the next change of the configuration makes it again".into();
-                let failed = state.kind.without_backend(reason);
-                let deleted = std::mem::replace(&mut state.backend, failed);
-                self.discarded.push(Discarded::Backend(deleted));
-            }
-        }
         if !changed.is_empty() {
             self.publish();
         }
-        for (_, index, seen) in &changed {
-            if *seen != State::Up {
-                self.flush_port(*index);
-            }
-            if *seen == State::Gone {
-                self.parts.segment.set_port((*index).into(), None);
+        for (name, index, seen) in &changed {
+            match seen {
+                State::Up => {}
+                State::Down => self.flush_port(*index),
+                State::Gone => self.discard(
+                    name,
+                    "its interface was deleted from the kernel; the next change of the configuration makes it again",
+                ),
             }
         }
         !changed.is_empty()
@@ -350,7 +342,7 @@ fn opens(device: &str) -> bool {
 }
 
 /// Can an interface have this name? The kernel's rules, and those of DPDK's device arguments.
-fn check_name(name: &str) -> Result<(), String> {
+pub(super) fn check_name(name: &str) -> Result<(), String> {
     if name.len() > netdev::MAX_NAME {
         return Err(format!(
             "'{name}' is too long for an interface of the kernel, which has {} bytes at most",

@@ -4,6 +4,7 @@ use vswitch_common::ethdev::{FlowControl, Setup};
 use vswitch_control::config::InterfaceConfig;
 
 use super::Backend;
+use super::netdevs::HostNetdev;
 use super::pci;
 
 /// A kind of port.
@@ -29,6 +30,8 @@ pub enum DeviceName {
     Devargs(String),
     /// By DPDK's port id (historic ports 16 to 31).
     Number(u16),
+    /// An interface that the host has.
+    Netdev(String),
 }
 
 /// How it is to be set up.
@@ -41,13 +44,26 @@ pub struct DeviceOptions {
     pub flow_control: FlowControl,
 }
 
+impl Default for DeviceOptions {
+    fn default() -> DeviceOptions {
+        DeviceOptions {
+            rx_queues: 1,
+            tx_queues: 1,
+            rx_descriptors: 1024,
+            tx_descriptors: 1024,
+            flow_control: FlowControl::default(),
+        }
+    }
+}
+
 impl DeviceOptions {
     fn of(interface: &InterfaceConfig) -> Result<DeviceOptions, String> {
+        let default = DeviceOptions::default();
         Ok(DeviceOptions {
-            rx_queues: number(interface, "n_rxq", 1, 1..=64)?,
-            tx_queues: number(interface, "n_txq", 1, 1..=64)?,
-            rx_descriptors: number(interface, "n_rxq_desc", 1024, 64..=4096)?,
-            tx_descriptors: number(interface, "n_txq_desc", 1024, 64..=4096)?,
+            rx_queues: number(interface, "n_rxq", default.rx_queues, 1..=64)?,
+            tx_queues: number(interface, "n_txq", default.tx_queues, 1..=64)?,
+            rx_descriptors: number(interface, "n_rxq_desc", default.rx_descriptors, 64..=4096)?,
+            tx_descriptors: number(interface, "n_txq_desc", default.tx_descriptors, 64..=4096)?,
             flow_control: FlowControl {
                 receive: switch(interface, "rx-flow-ctrl")?,
                 transmit: switch(interface, "tx-flow-ctrl")?,
@@ -123,12 +139,10 @@ impl Kind {
                 Ok(Kind::Client { port })
             }
             "internal" | "tap" => Self::kernel(interface),
-            "" | "system" => Err(format!(
-                "kernel devices are not supported by name; for a NIC set type=dpdk options:dpdk-devargs=PCI-ADDRESS (or \
-                 net_af_packet0,iface={name} if the kernel is to keep it), for a VM port name it ovs_dpdk_N or dpdkrN with \
-                 type=dpdk or type=dpdkr, for the host type=internal (this row has type={:?})",
-                interface.kind
-            )),
+            "" | "system" => Ok(Kind::Ethdev {
+                device: DeviceName::Netdev(name.to_owned()),
+                options: DeviceOptions::default(),
+            }),
             other => {
                 let instead = match other {
                     "dpdkvhostuser" | "dpdkvhostuserclient" => {
@@ -154,6 +168,22 @@ impl Kind {
         match (self, other) {
             (Kind::Ethdev { device, .. }, Kind::Ethdev { device: other, .. }) => device == other,
             _ => self == other,
+        }
+    }
+
+    /// The device behind it, if it is one of DPDK's.
+    pub fn device(&self) -> Option<&DeviceName> {
+        match self {
+            Kind::Ethdev { device, .. } => Some(device),
+            _ => None,
+        }
+    }
+
+    /// Payload of a frame in bytes as what is behind the port has it; `None`: as the switch says.
+    pub fn own_mtu(&self) -> Option<u16> {
+        match self.device()? {
+            DeviceName::Netdev(name) => HostNetdev::find(name).ok()?.mtu(),
+            DeviceName::Devargs(_) | DeviceName::Number(_) => None,
         }
     }
 
@@ -201,6 +231,10 @@ impl Kind {
             Kind::Kernel { .. } => ("a port to the host kernel", &["n_rxq"]),
             Kind::Client { .. } if interface.kind == "dpdkr" => ("a VM port", &["port", "busy-poll"]),
             Kind::Client { .. } => ("a VM port with a historic name", &["busy-poll"]),
+            Kind::Ethdev {
+                device: DeviceName::Netdev(_),
+                ..
+            } => ("an interface of the host", &[]),
             Kind::Ethdev { .. } => ("a NIC", DEVICE_OPTIONS),
         }
     }
@@ -318,6 +352,11 @@ mod tests {
             kind("tap0", "tap", &[("n_rxq", "2")]),
             Ok(Kind::Kernel { queues: 2 })
         );
+        for system in ["", "system"] {
+            let device = DeviceName::Netdev("eth0".into());
+            let options = DeviceOptions::default();
+            assert_eq!(kind("eth0", system, &[]), Ok(Kind::Ethdev { device, options }));
+        }
         assert_eq!(kind("dpdkr40", "dpdkr", &[]), Ok(Kind::Client { port: 40 }));
         for unclear in ["dpdkr", "dpdkr01", "dpdkr+1", "dpdkr65536"] {
             let error = kind(unclear, "dpdkr", &[]).unwrap_err();
@@ -404,6 +443,7 @@ mod tests {
             ),
             ("int0", "internal", "n_txq", "takes n_rxq"),
             ("br0", "internal", "n_rxq", "takes no options"),
+            ("eth0", "", "n_rxq", "takes no options"),
         ] {
             let named = unfit(name, kind, &[(option, "2")]).unwrap();
             assert!(
@@ -437,7 +477,6 @@ mod tests {
                 .unwrap_err()
                 .contains("tx-flow-ctrl=on")
         );
-        assert!(kind("eth0", "", &[]).unwrap_err().contains("type=dpdk"));
         assert!(kind("x", "gre", &[]).unwrap_err().contains("'gre'"));
         for vhost in ["dpdkvhostuser", "dpdkvhostuserclient"] {
             let error = kind("vm1", vhost, &[]).unwrap_err();

@@ -8,6 +8,7 @@
 //! | [`ports`] | what a Port row and its Interface row ask for, [`kind`]: which kind of port |
 //! | [`mirrors`] | what Mirror rows ask for |
 //! | [`kernel`] | interfaces in the host kernel |
+//! | [`netdevs`] | interfaces that the host has already |
 //! | [`limits`] | what an Interface row limits its traffic to |
 //! | [`clients`] | ring ports' memory and their clients |
 //! | [`devices`] | NICs and vdevs behind ports, [`pci`]: where the kernel has them |
@@ -27,6 +28,7 @@ pub mod kernel;
 pub mod kind;
 pub mod limits;
 pub mod mirrors;
+pub mod netdevs;
 pub mod overload;
 pub mod pci;
 pub mod pmd_commands;
@@ -62,6 +64,7 @@ use clients::Clients;
 use kernel::{KernelPort, Watch};
 use kind::Kind;
 use mirrors::Mirrors;
+use netdevs::HostNetdev;
 use overload::Overload;
 use queues::Queues;
 use whole::Started;
@@ -89,6 +92,8 @@ pub struct PortState {
     pub ofport: u16,
     pub vlan: VlanPolicy,
     pub mtu: u16,
+    /// As the database wants it.
+    pub mtu_request: Option<u16>,
     /// What keeps what comes in to its limits.
     pub limiter: Option<Arc<Limiter>>,
     /// The CPUs that receive queues are pinned to.
@@ -117,6 +122,8 @@ pub enum Backend {
         link: Link,
         /// As the database wants it.
         setup: Setup,
+        /// The interface of the host that it is.
+        netdev: Option<HostNetdev>,
     },
     /// It could not be set up.
     Failed(String),
@@ -162,23 +169,21 @@ impl PortState {
 
     /// What its device has less of than its row asks for.
     fn shortfalls(&self) -> Vec<String> {
+        let mtu = self.mtu_request.unwrap_or(0);
         let amounts = match (&self.kind, &self.backend) {
             (_, Backend::Ethdev { io, setup, .. }) => vec![
-                ("mtu_request", setup.mtu, io.device.mtu()),
+                ("mtu_request", mtu, io.device.mtu()),
                 ("options:n_rxq", setup.rx_queues, io.device.rx_queues()),
                 ("options:n_txq", setup.tx_queues, io.device.tx_queues()),
             ],
             (Kind::Kernel { queues }, Backend::Kernel { port, .. }) => vec![
-                ("mtu_request", self.mtu, port.mtu),
+                ("mtu_request", mtu, port.mtu),
                 ("options:n_rxq", *queues, port.io.device.rx_queues()),
             ],
-            (_, Backend::Kernel { port, .. }) => vec![("mtu_request", self.mtu, port.mtu)],
+            (_, Backend::Kernel { port, .. }) => vec![("mtu_request", mtu, port.mtu)],
             _ => Vec::new(),
         };
-        let by_default = |what, asked| what == "mtu_request" && asked == ports::DEFAULT_MTU;
-        let short = amounts
-            .into_iter()
-            .filter(|&(what, asked, has)| has < asked && !by_default(what, asked));
+        let short = amounts.into_iter().filter(|&(_, asked, has)| has < asked);
         short
             .map(|(what, asked, has)| {
                 format!("{what}={asked} is more than its device can do, which has {has}")
@@ -220,8 +225,8 @@ pub struct Switch {
     overload: Overload,
     /// Devices that EAL attached at its start, by DPDK's port id.
     first_devices: Vec<(u16, String)>,
-    /// NICs that were bound to a DPDK driver when ports were last set up.
-    nics_tried: Vec<String>,
+    /// Devices that could be had when ports were last set up.
+    devices_tried: Vec<String>,
     /// What is of no use any more, and can't be let go at any time.
     discarded: Vec<Discarded>,
     /// What the attach server is to tell clients when a change is through.
@@ -251,7 +256,7 @@ impl Switch {
             complaints: Vec::new(),
             overload: Overload::default(),
             first_devices: ethdev::attached_devices(),
-            nics_tried: Vec::new(),
+            devices_tried: Vec::new(),
             discarded: Vec::new(),
             notices: Vec::new(),
         }
@@ -354,12 +359,28 @@ impl Switch {
         self.clients.claims.get(&port).is_some_and(|c| c.index == index)
     }
 
+    /// Gives up what is behind port `name` and can't be let go now; the port has failed then, by `why`.
+    fn discard(&mut self, name: &str, why: &str) {
+        let Some(state) = self.ports.get_mut(name) else {
+            return;
+        };
+        let index = state.index();
+        let failed = state.kind.without_backend(why.to_owned());
+        let backend = std::mem::replace(&mut state.backend, failed);
+        self.publish();
+        self.discarded.push(Discarded::Backend(backend));
+        if let Some(index) = index {
+            self.forget_port(index);
+        }
+    }
+
     /// Once a second: ageing, link state, and the counters that are only looked at.
     pub fn tick(&mut self) {
         let now = self.parts.clock.now();
         for bridge in self.bridges.values() {
             bridge.table.expire(now);
         }
+        self.watch_netdevs();
         self.look_at_links();
         self.watch_kernel_ports();
         self.mirror_client_counters();

@@ -7,8 +7,8 @@ use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, VlanMode};
 
 use super::bridges::interface_mac;
-use super::kind::Kind;
-use super::{limits, unsupported};
+use super::kind::{DeviceName, Kind};
+use super::{limits, netdevs, unsupported};
 use crate::datapath::limit::Limits;
 use crate::datapath::port::FRAME_OVERHEAD;
 use crate::datapath::vlan::VlanPolicy;
@@ -37,7 +37,8 @@ pub struct Settings {
     /// What it is, or why that can't be.
     pub kind: Result<Kind, String>,
     pub vlan: VlanPolicy,
-    pub mtu: u16,
+    /// Payload of a frame, where it is asked for, in bytes.
+    pub mtu_request: Option<u16>,
     pub mac: Option<MacAddr>,
     pub limits: Limits,
     /// The CPUs that receive queues are pinned to.
@@ -48,13 +49,21 @@ pub struct Settings {
     pub complaints: Vec<String>,
 }
 
+impl Settings {
+    /// Payload of a frame in bytes: as asked for, or as the kind of port has it.
+    pub fn mtu(&self) -> u16 {
+        let own = || self.kind.as_ref().ok()?.own_mtu();
+        self.mtu_request.or_else(own).unwrap_or(DEFAULT_MTU)
+    }
+}
+
 impl Wanted<'_> {
     /// Reads the rows. Where something in them is wrong the default counts.
     pub fn settings(&self) -> Settings {
         let mut complaints = Vec::new();
         let kind = self.kind();
         complaints.extend(self.idle_trunks());
-        let mtu = noted(self.mtu(&kind), &mut complaints).unwrap_or(DEFAULT_MTU);
+        let mtu_request = noted(self.mtu(&kind), &mut complaints).flatten();
         let mac = noted(self.mac(&kind), &mut complaints).flatten();
         let (limits, unlimited) = limits::of(self.interface);
         complaints.extend(unlimited);
@@ -71,7 +80,7 @@ impl Wanted<'_> {
         Settings {
             kind,
             vlan: self.vlan(),
-            mtu,
+            mtu_request,
             mac,
             limits,
             affinity,
@@ -121,21 +130,23 @@ impl Wanted<'_> {
         }
     }
 
-    fn mtu(&self, kind: &Result<Kind, String>) -> Result<u16, String> {
+    fn mtu(&self, kind: &Result<Kind, String>) -> Result<Option<u16>, String> {
         let Some(asked) = self.interface.mtu_request else {
-            return Ok(DEFAULT_MTU);
+            return Ok(None);
         };
         let greatest = match kind {
             Ok(Kind::Local | Kind::Kernel { .. }) => MAX_KERNEL_MTU,
+            Ok(Kind::Ethdev {
+                device: DeviceName::Netdev(_),
+                ..
+            }) => netdevs::GREATEST_MTU,
             _ => MAX_MTU,
         };
         let possible = u16::try_from(asked)
             .ok()
             .filter(|mtu| (LEAST_MTU..=greatest).contains(mtu));
-        possible.ok_or_else(|| {
-            format!(
-                "mtu_request={asked} is not within {LEAST_MTU} to {greatest}; the port's MTU is {DEFAULT_MTU}"
-            )
+        possible.map(Some).ok_or_else(|| {
+            format!("mtu_request={asked} is not within {LEAST_MTU} to {greatest}; the default is used")
         })
     }
 
@@ -201,14 +212,14 @@ mod tests {
     fn a_port_is_as_its_rows_say() {
         let plain = of(|_, _| {});
         assert_eq!(plain.kind, Ok(Kind::Client { port: 1 }));
-        assert_eq!((plain.mtu, plain.mac, plain.busy_poll), (1500, None, false));
+        assert_eq!((plain.mtu(), plain.mac, plain.busy_poll), (1500, None, false));
         assert_eq!(plain.vlan, VlanPolicy::trunk(&[]));
         let asked = of(|port, interface| {
             port.tag = Some(7);
             interface.mtu_request = Some(9000);
             interface.options.insert("busy-poll".into(), "true".into());
         });
-        assert_eq!((asked.mtu, asked.busy_poll), (9000, true));
+        assert_eq!((asked.mtu(), asked.busy_poll), (9000, true));
         assert_eq!(asked.vlan, VlanPolicy::access(7));
         assert!(plain.complaints.is_empty() && asked.complaints.is_empty());
     }
@@ -257,7 +268,7 @@ mod tests {
                 panic!("{text}: {:?}", asked.complaints)
             };
             assert!(complaint.starts_with(text), "{complaint}");
-            assert_eq!((asked.mtu, asked.mac, asked.busy_poll), (1500, None, false));
+            assert_eq!((asked.mtu(), asked.mac, asked.busy_poll), (1500, None, false));
             assert_eq!(asked.kind, Ok(Kind::Client { port: 1 }));
         }
     }

@@ -11,10 +11,10 @@ use vswitch_control::config::{SwitchConfig, stats_interval};
 
 use super::bridges::{self, own_mac};
 use super::clients::PortMemory;
+use super::devices;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::mirrors::Mirrors;
-use super::pci::Pci;
 use super::ports::{self, Wanted};
 use super::{Backend, BridgeState, PortState, Switch, complain, whole};
 use crate::attach::{Notice, Refused};
@@ -34,7 +34,6 @@ impl Switch {
 
     /// Brings `config` into force.
     pub fn configure(&mut self, config: SwitchConfig) {
-        self.nics_tried = Pci::default().dpdk_nics();
         self.configure_threads(&config);
         self.configure_bridges(&config);
         let wanted: BTreeMap<&str, Wanted<'_>> = config
@@ -50,6 +49,8 @@ impl Switch {
                 )
             })
             .collect();
+        let kinds: Vec<_> = wanted.values().filter_map(|wanted| wanted.kind().ok()).collect();
+        self.devices_tried = devices::present(kinds.iter().filter_map(Kind::device));
         let mut told = self.remove_unwanted(&wanted);
         // Those that ask for a number first, so that no other port is given it.
         let mut order: Vec<&Wanted<'_>> = wanted.values().collect();
@@ -211,6 +212,7 @@ impl Switch {
     }
 
     fn change_port(&mut self, wanted: &Wanted<'_>, asked: ports::Settings) {
+        let mtu = asked.mtu();
         let mac = self.mac(wanted, &asked);
         let number = wanted.interface.ofport_request;
         let number = number.filter(|n| self.ofport_is_free(&wanted.bridge.name, *n));
@@ -235,18 +237,19 @@ impl Switch {
             state.limiter = limiter;
         }
         state.affinity = asked.affinity;
+        state.mtu_request = asked.mtu_request;
         complain(&state.who(), &mut state.complaints, asked.complaints);
         if let (Backend::Ethdev { setup, .. }, Ok(Kind::Ethdev { options, .. })) =
             (&state.backend, &asked.kind)
         {
-            let wanted_setup = options.setup(asked.mtu);
+            let wanted_setup = options.setup(mtu);
             if *setup != wanted_setup {
                 self.restart_device(&wanted.interface.name, wanted_setup);
             }
             return;
         }
         let new_polling = std::mem::replace(&mut state.busy_poll, asked.busy_poll) != asked.busy_poll;
-        let new_mtu = std::mem::replace(&mut state.mtu, asked.mtu) != asked.mtu;
+        let new_mtu = std::mem::replace(&mut state.mtu, mtu) != mtu;
         match &mut state.backend {
             Backend::Client { port, .. } => {
                 let Some(claim) = self.clients.claims.get(port) else {
@@ -258,14 +261,14 @@ impl Switch {
                 if new_mtu {
                     let change = Notice::State {
                         carrier: true,
-                        mtu: asked.mtu.into(),
+                        mtu: mtu.into(),
                     };
                     self.notices.push((claim.client, change));
                 }
             }
             Backend::Kernel { port, .. } => {
                 if new_mtu {
-                    port.set_mtu(asked.mtu);
+                    port.set_mtu(mtu);
                 }
                 port.set_mac(mac);
             }
@@ -275,12 +278,13 @@ impl Switch {
 
     fn add_port(&mut self, wanted: &Wanted<'_>, asked: ports::Settings, mut told: Vec<String>) {
         let name = wanted.interface.name.clone();
+        let (mtu, mtu_request) = (asked.mtu(), asked.mtu_request);
         let mac = self.mac(wanted, &asked);
         let limiter = self.limiter(&asked);
         let (kind, backend) = match asked.kind {
             Ok(kind) => {
                 let backend = self
-                    .set_up(&kind, &name, mac, asked.mtu)
+                    .set_up(&kind, &name, mac, mtu)
                     .unwrap_or_else(|reason| kind.without_backend(reason));
                 (kind, backend)
             }
@@ -295,7 +299,7 @@ impl Switch {
         }
         let mtu = match &backend {
             Backend::Ethdev { io, .. } => io.device.mtu(),
-            _ => asked.mtu,
+            _ => mtu,
         };
         let state = PortState {
             uuid: wanted.interface.uuid,
@@ -304,6 +308,7 @@ impl Switch {
             ofport,
             vlan: asked.vlan,
             mtu,
+            mtu_request,
             limiter,
             affinity: asked.affinity,
             busy_poll: asked.busy_poll,

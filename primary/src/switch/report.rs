@@ -21,7 +21,7 @@ impl Switch {
             dpdk_version: Some(eal::version()),
             dpdk_initialized: true,
             datapath_types: set(&["dpdk", "netdev"]),
-            iface_types: set(&["dpdk", "dpdkr", "internal", "tap"]),
+            iface_types: set(&["dpdk", "dpdkr", "internal", "system", "tap"]),
             statistics: BTreeMap::new(),
             bridges: self
                 .bridges
@@ -110,7 +110,17 @@ impl Switch {
                 }
                 status.statistics = self.statistics(*index);
             }
-            Backend::Ethdev { index, io, link, .. } => {
+            Backend::Ethdev {
+                index,
+                io,
+                link,
+                netdev,
+                ..
+            } => {
+                if let Some(netdev) = netdev {
+                    status.admin_state = state(netdev.is_up());
+                    status.ifindex = Some(netdev.index().into());
+                }
                 status.link_state = state(link.up);
                 status.link_speed = link.speed.map(|mbit| i64::from(mbit) * 1_000_000);
                 status.duplex = link.up.then_some(if link.full_duplex {
