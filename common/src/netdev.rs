@@ -9,7 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::sockopt::SocketError;
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
 
 /// Bytes of the longest name (IFNAMSIZ without the terminating NUL).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -268,32 +269,57 @@ pub fn open_queue(name: &str) -> Option<OwnedFd> {
     })
 }
 
-/// Keeps from the AF_PACKET sockets of this process on interface `index` what the host itself sends there: it is no frame that came in.
-/// To be called by the thread that attaches devices.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn ignore_outgoing(index: u32) -> io::Result<()> {
-    for fd in descriptors(|target| target.starts_with("socket:")) {
-        // SAFETY: an all-zero sockaddr_ll is valid.
-        let mut address: libc::sockaddr_ll = unsafe { MaybeUninit::zeroed().assume_init() };
-        let mut len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-        // SAFETY: the kernel writes no more than `len` bytes of the address, whatever the descriptor is.
-        let rc = unsafe { libc::getsockname(fd, (&raw mut address).cast(), &raw mut len) };
-        let family = i32::from(address.sll_family);
-        if rc != 0 || family != libc::AF_PACKET || address.sll_ifindex != index as i32 {
-            continue;
-        }
+/// An AF_PACKET socket on an interface, of a driver in this process: the same, and not a new one.
+#[derive(Debug)]
+pub struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// Those on interface `index`. To be called by the thread that attaches devices.
+    pub fn all_on(index: u32) -> Vec<PacketSocket> {
+        let sockets = descriptors(|target| target.starts_with("socket:")).filter_map(|fd| {
+            // SAFETY: an all-zero sockaddr_ll is valid.
+            let mut address: libc::sockaddr_ll = unsafe { MaybeUninit::zeroed().assume_init() };
+            let mut len = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
+            // SAFETY: the kernel writes no more than `len` bytes of the address, whatever the descriptor is.
+            let rc = unsafe { libc::getsockname(fd, (&raw mut address).cast(), &raw mut len) };
+            let is_packet = i32::from(address.sll_family) == libc::AF_PACKET;
+            if rc != 0 || !is_packet || address.sll_ifindex != index as i32 {
+                return None;
+            }
+            // SAFETY: packet sockets are closed only by the thread that attaches devices, this one.
+            let socket = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned();
+            Some(PacketSocket(socket.ok()?))
+        });
+        sockets.collect()
+    }
+
+    /// A descriptor that is readable while frames wait, or after an error until [`PacketSocket::clear_error`].
+    ///
+    /// # Errors
+    /// Out of file descriptors.
+    pub fn doorbell(&self) -> io::Result<OwnedFd> {
+        self.0.try_clone()
+    }
+
+    /// Forgets the last error: each time that the interface is switched off leaves one.
+    pub fn clear_error(&self) {
+        let _ = getsockopt(&self.0, SocketError);
+    }
+
+    /// Keeps from it what the host itself sends by the interface: that is no frame that came in.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn ignore_outgoing(&self) -> io::Result<()> {
         let mut steps = INCOMING;
         let program = libc::sock_fprog {
             len: steps.len() as u16,
             filter: steps.as_mut_ptr(),
         };
-        // SAFETY: the kernel reads the program and its steps, which live for the time of the call. Packet sockets are closed by
-        // this thread alone.
+        // SAFETY: the kernel reads the program and its steps, which live for the time of the call.
         let rc = unsafe {
             libc::setsockopt(
-                fd,
+                self.0.as_raw_fd(),
                 libc::SOL_SOCKET,
                 libc::SO_ATTACH_FILTER,
                 (&raw const program).cast(),
@@ -303,8 +329,8 @@ pub fn ignore_outgoing(index: u32) -> io::Result<()> {
         if rc != 0 {
             return Err(io::Error::last_os_error());
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Descriptors of this process that lead to what `wanted` likes. Another thread may close one at any time.

@@ -3,7 +3,6 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use spin::mutex::SpinMutex;
@@ -11,7 +10,7 @@ use vswitch_common::ethdev::Ethdev;
 use vswitch_common::mbuf::Mbuf;
 
 use super::client_port::Session;
-use super::clock::{Clock, tsc};
+use super::clock::tsc;
 use super::limit::Limiter;
 use super::vlan::VlanPolicy;
 
@@ -49,22 +48,20 @@ pub enum Io {
     Ethdev(Arc<EthdevIo>),
 }
 
-/// Between looks at a TAP queue that was empty: each look is a system call.
-const TAP_GAP: Duration = Duration::from_micros(20);
-
 /// A running device and one lock for each of its transmit queues.
 #[derive(Debug)]
 pub struct EthdevIo {
     pub device: Ethdev,
     tx_locks: Vec<SpinMutex<()>>,
     /// Of a device that leads into the host kernel, per receive queue.
-    taps: Vec<TapQueue>,
-    tap_gap: u64,
+    kernel_queues: Vec<KernelQueue>,
+    /// Ticks for which such a queue is left alone that was empty.
+    gap: u64,
 }
 
-/// A receive queue that is a TAP interface's.
+/// A receive queue that the host kernel fills.
 #[derive(Debug)]
-struct TapQueue {
+struct KernelQueue {
     /// Readable while frames wait.
     doorbell: OwnedFd,
     /// When to look next. Only the queue's own thread writes it.
@@ -77,44 +74,44 @@ impl EthdevIo {
         EthdevIo {
             tx_locks: (0..device.tx_queues()).map(|_| SpinMutex::new(())).collect(),
             device,
-            taps: Vec::new(),
-            tap_gap: 0,
+            kernel_queues: Vec::new(),
+            gap: 0,
         }
     }
 
-    /// Wraps a started TAP device with the doorbells of its receive queues. Those threads that are awake anyway look at
-    /// it now and then, those that sleep are woken by it.
-    pub fn tap(device: Ethdev, doorbells: Vec<OwnedFd>, clock: &Clock) -> EthdevIo {
-        let queue = |doorbell| TapQueue {
+    /// Wraps a started device with the doorbells of its receive queues, which the host kernel fills. Those threads that sleep are
+    /// woken by them; those that are awake anyway leave a queue that was empty alone for `gap` ticks.
+    pub fn with_doorbells(device: Ethdev, doorbells: Vec<OwnedFd>, gap: u64) -> EthdevIo {
+        let queue = |doorbell| KernelQueue {
             doorbell,
             due: AtomicU64::new(0),
         };
         EthdevIo {
-            taps: doorbells.into_iter().map(queue).collect(),
-            tap_gap: clock.ticks(TAP_GAP),
+            kernel_queues: doorbells.into_iter().map(queue).collect(),
+            gap,
             ..EthdevIo::new(device)
         }
     }
 
-    /// As [`Ethdev::receive`], but a TAP queue that was empty is left alone for a moment.
+    /// As [`Ethdev::receive`], but a queue of the host kernel's that was empty is left alone for a moment.
     #[inline]
     pub fn receive<const N: usize>(&self, queue: u16, out: &mut ArrayVec<Mbuf, N>) {
-        let Some(tap) = self.taps.get(usize::from(queue)) else {
+        let Some(kernel_queue) = self.kernel_queues.get(usize::from(queue)) else {
             return self.device.receive(queue, out);
         };
         let now = tsc();
-        if now < tap.due.load(Ordering::Relaxed) {
+        if now < kernel_queue.due.load(Ordering::Relaxed) {
             return;
         }
         self.device.receive(queue, out);
         if out.is_empty() {
-            tap.due.store(now + self.tap_gap, Ordering::Relaxed);
+            kernel_queue.due.store(now + self.gap, Ordering::Relaxed);
         }
     }
 
     /// What is readable while frames wait in receive queue `queue`; `None`: nothing tells of them.
     pub fn doorbell(&self, queue: u16) -> Option<BorrowedFd<'_>> {
-        Some(self.taps.get(usize::from(queue))?.doorbell.as_fd())
+        Some(self.kernel_queues.get(usize::from(queue))?.doorbell.as_fd())
     }
 
     /// The transmit queue of PMD thread `thread`, and its lock: threads share queues where there are too few.

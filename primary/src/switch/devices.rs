@@ -75,7 +75,7 @@ impl Switch {
     fn run_device(
         &self,
         mut device: Ethdev,
-        netdev: Option<HostNetdev>,
+        mut netdev: Option<HostNetdev>,
         setup: &Setup,
         index: PortIndex,
     ) -> Result<Backend, EthdevError> {
@@ -84,13 +84,14 @@ impl Switch {
             ..*setup
         };
         device.start(&in_use, self.parts.ledger.pool_on(device.node()))?;
-        if let Some(netdev) = &netdev {
-            netdev.make_ready(device.mtu());
-        }
+        let doorbells = netdev.as_mut().map(|netdev| netdev.make_ready(device.mtu()));
+        let link = link(&device, netdev.as_ref());
+        // A look at an empty queue costs nothing there.
+        let io = EthdevIo::with_doorbells(device, doorbells.unwrap_or_default(), 0);
         Ok(Backend::Ethdev {
             index,
-            link: link(&device, netdev.as_ref()),
-            io: Arc::new(EthdevIo::new(device)),
+            link,
+            io: Arc::new(io),
             setup: *setup,
             netdev,
         })

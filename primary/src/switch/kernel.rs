@@ -7,6 +7,7 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
@@ -20,6 +21,8 @@ use crate::datapath::BURST;
 use crate::datapath::port::{EthdevIo, PortIndex};
 
 const VHOST_DEVICE: &str = "/dev/vhost-net";
+/// Between looks at a TAP queue that was empty: each look is a system call.
+const TAP_GAP: Duration = Duration::from_micros(20);
 
 /// How frames get into the kernel and out of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -187,7 +190,7 @@ impl KernelPort {
                 let doorbells: Vec<OwnedFd> = (0..device.rx_queues())
                     .filter_map(|q| device.doorbell(q))
                     .collect();
-                EthdevIo::tap(device, doorbells, &parts.clock)
+                EthdevIo::with_doorbells(device, doorbells, parts.clock.ticks(TAP_GAP))
             }
         };
         let queue = match io.doorbell(0) {

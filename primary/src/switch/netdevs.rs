@@ -3,8 +3,10 @@
 //! DPDK's AF_PACKET driver reaches them by rings that the kernel fills and empties, so any interface will do, and the host's own
 //! network stack keeps it as well.
 
+use std::os::fd::OwnedFd;
+
 use vswitch_common::ethdev::Link;
-use vswitch_common::netdev::{self, Netdev, State};
+use vswitch_common::netdev::{self, Netdev, PacketSocket, State};
 
 use super::kernel::check_name;
 use super::{Backend, Switch};
@@ -18,6 +20,8 @@ pub struct HostNetdev {
     netdev: Netdev,
     /// Another one of that name has another index.
     index: u32,
+    /// By which the device reaches it, once it runs.
+    sockets: Vec<PacketSocket>,
 }
 
 impl HostNetdev {
@@ -37,6 +41,7 @@ impl HostNetdev {
         Ok(HostNetdev {
             netdev: Netdev::new(name, None),
             index,
+            sockets: Vec::new(),
         })
     }
 
@@ -52,15 +57,24 @@ impl HostNetdev {
         Some(mtu.min(GREATEST_MTU))
     }
 
-    /// Makes it fit for a port whose frames have a payload of `mtu` bytes.
-    pub fn make_ready(&self, mtu: u16) {
+    /// Makes it fit for a port, whose device has started and takes frames with a payload of `mtu` bytes. Returns what rings when
+    /// something comes.
+    pub fn make_ready(&mut self, mtu: u16) -> Vec<OwnedFd> {
+        // Those of before a restart would be found with the driver's own.
+        self.sockets.clear();
+        self.sockets = PacketSocket::all_on(self.index);
         let name = self.netdev.name();
         if self.mtu() != Some(mtu)
             && let Err(e) = self.netdev.set_mtu(mtu)
         {
             log::warn!("{name}: MTU {mtu}: {e}");
         }
-        if let Err(e) = netdev::ignore_outgoing(self.index) {
+        if let Some(Err(e)) = self
+            .sockets
+            .iter()
+            .map(PacketSocket::ignore_outgoing)
+            .find(Result::is_err)
+        {
             log::warn!("{name}: {e}: what the host itself sends by it comes into the switch as well");
         }
         match self.netdev.keep_frames_apart() {
@@ -72,6 +86,12 @@ impl HostNetdev {
                 "{name}: its receive offload could not be switched off ({e}): frames that the kernel joins come cut"
             ),
         }
+        // The device has one receive queue.
+        self.sockets
+            .iter()
+            .take(1)
+            .filter_map(|socket| socket.doorbell().ok())
+            .collect()
     }
 
     /// Was it deleted, moved or renamed?
@@ -91,6 +111,8 @@ impl HostNetdev {
 
     /// Has it a carrier? The kernel knows no more of most.
     pub fn link(&self) -> Link {
+        // Else who sleeps on it would not sleep any more.
+        self.sockets.iter().for_each(PacketSocket::clear_error);
         Link {
             up: self.netdev.has_carrier(),
             full_duplex: true,
