@@ -51,15 +51,26 @@ gid_of_group() {
 
 # Leaves $bind and $unbind as PCI addresses: at the next boot a name may be another NIC's
 plan_nics() {
-    local name address addresses=() given_back=() gid=''
+    local name address addresses=() kept=() given_back=() gid='' earlier=("${problems[@]}") count
+    problems=()
     for name in "${bind[@]}"; do
         address=
         find_nic "$name" || continue
         [[ " ${addresses[*]} " == *" $address "* ]] || addresses+=("$address")
     done
-    for address in "${addresses[@]}"; do
-        check_bind "$address" "${addresses[@]}"
+    while :; do
+        kept=()
+        for address in "${addresses[@]}"; do
+            count=${#problems[@]}
+            check_bind "$address" "${addresses[@]}"
+            [ ${#problems[@]} -gt "$count" ] || kept+=("$address")
+        done
+        # Without one of them, another may be alone in its IOMMU group
+        [ -n "$keep_going" ] && [ ${#kept[@]} -lt ${#addresses[@]} ] || break
+        addresses=("${kept[@]}")
     done
+    [ -z "$keep_going" ] || { left_out=("${problems[@]}"); problems=(); }
+    problems=("${earlier[@]}" "${problems[@]}")
     [ ${#problems[@]} = 0 ] || return 0
     if [ ${#addresses[@]} -gt 0 ] && [ ! -e "$pci/drivers/$driver" ]; then
         want module "$driver" loaded
@@ -234,7 +245,7 @@ plan_boot() {
         want file "$dir/$unit" -
         return
     fi
-    boot_command="$top/scripts/host-setup --yes ${options[*]}"
+    boot_command="$top/scripts/host-setup --yes --keep-going ${options[*]}"
     while IFS= read -r line; do
         [[ $line != ExecStart=* ]] || line="ExecStart=$boot_command"
         text+="$line\\n"
@@ -256,7 +267,7 @@ boot_options() {
     for ((i = 2; i < ${#words[@]}; i++)); do
         name=${words[i]}
         case $name in
-        --yes) continue ;;
+        --yes | --keep-going) continue ;;
         --bind) named+=("${words[i + 1]-}") ;;
         # Earlier versions kept it; at boot NICs are the kernel's anyway
         --unbind) ;;

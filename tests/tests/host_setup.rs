@@ -45,7 +45,7 @@ fn hugepages_group_and_unit_are_set_and_taken_back_exactly() {
     assert_eq!((host.pages(0), host.pages(1)), (256, 100));
     let unit = host.read(UNIT);
     assert!(
-        unit.contains("scripts/host-setup --yes --hugepages 512,100 --group hugetlbfs\n"),
+        unit.contains("scripts/host-setup --yes --keep-going --hugepages 512,100 --group hugetlbfs\n"),
         "{unit}"
     );
     assert_eq!(
@@ -76,7 +76,7 @@ fn hugepages_group_and_unit_are_set_and_taken_back_exactly() {
 fn at_boot(host: &FakeHost) -> String {
     let unit = host.read(UNIT);
     let command = unit.lines().find_map(|line| line.strip_prefix("ExecStart="));
-    let options = command.and_then(|c| c.split_once("/scripts/host-setup --yes "));
+    let options = command.and_then(|c| c.split_once("/scripts/host-setup --yes --keep-going "));
     options.expect("a command of host-setup").1.to_owned()
 }
 
@@ -108,7 +108,7 @@ fn what_the_unit_does_at_boot_is_kept_by_later_runs() {
         let said = run(arguments);
         assert_eq!(said.status, 0, "{arguments}: {said:?}");
         assert_eq!(at_boot(&host), options, "{arguments}");
-        let shown = format!("/scripts/host-setup --yes {options}\n");
+        let shown = format!("/scripts/host-setup --yes --keep-going {options}\n");
         assert!(said.stdout.contains("At each boot: /"), "{arguments}: {said:?}");
         assert!(said.stdout.contains(&shown), "{arguments}: {said:?}");
     }
@@ -120,7 +120,7 @@ fn what_the_unit_does_at_boot_is_kept_by_later_runs() {
     let said = run("--bind eth1 --driver uio_pci_generic --dry-run");
     assert!(said.stderr.contains("gives 0000:01:00.1 to vfio-pci"), "{said:?}");
     let unit = host.read(UNIT);
-    // A card that is no longer in the machine would stop all that is done at boot
+    // A card that is no longer in the machine can be taken out
     host.write(UNIT, &unit.replace(two, &format!("--bind 0000:09:00.0 {two}")));
     let said = run("--unbind 0000:09:00.0");
     assert_eq!((said.status, host.read(UNIT)), (0, unit.clone()), "{said:?}");
@@ -150,6 +150,31 @@ fn what_the_unit_does_at_boot_is_kept_by_later_runs() {
     let said = run("--unbind eth1");
     assert!(said.stdout.contains("At each boot: nothing"), "{said:?}");
     assert!(!host.path(UNIT).exists(), "nothing is left to do at boot");
+}
+
+/// At boot a card that is gone costs neither the hugepages nor the other NICs.
+#[test]
+fn what_can_be_done_is_done_where_asked() {
+    let host = FakeHost::new();
+    let asked = "--hugepages 512 --bind 0000:09:00.0 --bind eth1 --yes";
+    let before = host.tree();
+    let said = host.setup(asked);
+    assert_eq!(said.status, 2, "{said:?}");
+    host.assert_is(&before, "all or nothing without it");
+
+    let said = host.setup(&format!("{asked} --keep-going"));
+    assert_eq!(said.status, 1, "{said:?}");
+    // The first is not there; the tree has no kernel that would bind the other
+    for text in [
+        "left out: there is no PCI device 0000:09:00.0",
+        "vfio-pci did not take 0000:01:00.0",
+        "Nothing more was changed",
+    ] {
+        assert!(said.stderr.contains(text), "{text}: {said:?}");
+    }
+    assert_eq!(host.pages(0), 256, "{said:?}");
+    assert_eq!(host.setup("--undo --yes").status, 0);
+    assert_eq!(host.pages(0), 100);
 }
 
 #[test]
@@ -538,6 +563,7 @@ fn the_help_names_every_option() {
         "--unbind",
         "--driver",
         "--at-boot",
+        "--keep-going",
         "--undo",
         "--status",
         "--dry-run",
