@@ -97,7 +97,9 @@ impl EalConfig {
                 }
                 _ => (word.clone(), None),
             };
-            if let Some((_, why)) = FORBIDDEN.iter().find(|(f, _)| *f == name) {
+            // EAL takes an option that is cut short as well, as long as it is clear which one it is.
+            let is_meant = |option: &str| name.len() > 2 && option.starts_with(&name);
+            if let Some((_, why)) = FORBIDDEN.iter().find(|(option, _)| is_meant(option)) {
                 return Err(format!("EAL argument {name} is not possible: {why}"));
             }
             let mut take = || {
@@ -335,6 +337,8 @@ mod tests {
     fn what_would_break_clients_is_refused() {
         for bad in [
             "--in-memory",
+            "--in-mem",
+            "--file=mine",
             "--no-huge",
             "--huge-unlink=always",
             "--lcores=0@1",
