@@ -145,6 +145,13 @@ impl Netdev {
         Ok(std::array::from_fn(|i| bytes[i] as u8))
     }
 
+    /// Are its frames Ethernet's? Not those of a tunnel for IP packets.
+    pub fn is_ethernet(&self) -> bool {
+        let reply = self.request(libc::SIOCGIFHWADDR, |_| {});
+        // SAFETY: SIOCGIFHWADDR fills this member.
+        reply.is_ok_and(|reply| unsafe { reply.ifr_ifru.ifru_hwaddr.sa_family } == libc::ARPHRD_ETHER)
+    }
+
     /// Gives it another address.
     ///
     /// # Errors

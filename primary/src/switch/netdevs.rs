@@ -38,8 +38,14 @@ impl HostNetdev {
                  options:dpdk-devargs=PCI-ADDRESS"
             )
         })?;
+        let netdev = Netdev::new(name, None);
+        if !netdev.is_ethernet() {
+            return Err(format!(
+                "the host's interface '{name}' carries no Ethernet frames"
+            ));
+        }
         Ok(HostNetdev {
-            netdev: Netdev::new(name, None),
+            netdev,
             index,
             sockets: Vec::new(),
         })
@@ -144,17 +150,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_interface_is_found_by_its_name() {
-        let lo = HostNetdev::find("lo").unwrap();
-        assert_eq!(lo.devargs(), "net_af_packet_lo,iface=lo,qdisc_bypass=0");
-        assert!(!lo.is_gone() && lo.mtu() == Some(GREATEST_MTU));
+    fn what_can_be_no_port_is_named() {
         let missing = HostNetdev::find("no-such-netdev").unwrap_err();
         assert!(missing.contains("no interface 'no-such-netdev'") && missing.contains("type=dpdkr"));
         assert!(HostNetdev::find("a,b").unwrap_err().contains("','"));
-        let renamed = HostNetdev {
-            index: lo.index + 1,
-            ..lo
+        assert!(
+            HostNetdev::find("lo")
+                .unwrap_err()
+                .contains("'lo' carries no Ethernet")
+        );
+    }
+
+    #[test]
+    fn another_interface_of_that_name_is_another() {
+        let mut lo = HostNetdev {
+            netdev: Netdev::new("lo", None),
+            index: netdev::index("lo").unwrap(),
+            sockets: Vec::new(),
         };
-        assert!(renamed.is_gone());
+        assert_eq!(lo.devargs(), "net_af_packet_lo,iface=lo,qdisc_bypass=0");
+        assert!(!lo.is_gone() && lo.mtu() == Some(GREATEST_MTU));
+        lo.index += 1;
+        assert!(lo.is_gone());
     }
 }
