@@ -20,7 +20,7 @@ const FUNCTIONS: &[&str] = &[
     "rte_ring_(create|free|lookup|init|get_memsize|reset|count)",
     "rte_eth_(dev_configure|dev_start|dev_stop|dev_close|dev_info_get|dev_get_port_by_name|dev_set_mtu|dev_get_mtu)",
     "rte_eth_(rx_queue_setup|tx_queue_setup|rx_burst|tx_burst|tx_prepare|macaddr_get|link_get_nowait|stats_get)",
-    "rte_eth_(promiscuous_enable|promiscuous_disable|allmulticast_enable|find_next_owned_by|dev_is_valid_port|dev_count_avail)",
+    "rte_eth_(promiscuous_enable|allmulticast_enable|find_next_owned_by|dev_is_valid_port|dev_count_avail)",
     "rte_eth_(xstats_get|xstats_get_names|dev_get_name_by_port|dev_adjust_nb_rx_tx_desc|dev_socket_id)",
     "rte_eth_dev_(get_port_by_name|rx_intr_ctl_q_get_fd)",
     "rte_(dev_probe|dev_remove|eal_hotplug_remove|eal_hotplug_add)",

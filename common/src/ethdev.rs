@@ -204,11 +204,7 @@ impl Ethdev {
     fn stop(&mut self) {
         if std::mem::take(&mut self.running) {
             // SAFETY: a port of this process that nobody polls: `&mut self` is its only handle.
-            unsafe {
-                // An interface that the host keeps would stay so.
-                sys::rte_eth_promiscuous_disable(self.port);
-                sys::rte_eth_dev_stop(self.port);
-            }
+            unsafe { sys::rte_eth_dev_stop(self.port) };
         }
     }
 

@@ -485,12 +485,6 @@ impl Mbuf {
         true
     }
 
-    /// Leaves the first `n` bytes of the segment, if it has more.
-    pub fn trim_to(&mut self, n: usize) {
-        let (off, len) = self.span();
-        self.set_span(off, len.min(n));
-    }
-
     /// Makes `n` bytes of room before the frame; false, and nothing changed, where the headroom is used up.
     #[inline]
     pub fn extend_front(&mut self, n: usize) -> bool {
@@ -504,7 +498,7 @@ impl Mbuf {
 
     fn set_span(&mut self, off: usize, len: usize) {
         let m = self.0.as_ptr();
-        // SAFETY: stores into the header of an owned mbuf; all callers keep off + len within BUF_LEN.
+        // SAFETY: stores into the header of an owned mbuf; both callers keep off + len within BUF_LEN.
         unsafe {
             let old = (*m).data_len;
             (*m).data_off = off as u16;

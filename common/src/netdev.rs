@@ -9,8 +9,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::sockopt::SocketError;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, socket};
+use nix::sys::socket::sockopt::{SndBufForce, SocketError};
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socket};
 
 /// Bytes of the longest name (IFNAMSIZ without the terminating NUL).
 pub const MAX_NAME: usize = libc::IFNAMSIZ - 1;
@@ -24,29 +24,26 @@ const ETHTOOL_SFLAGS: u32 = 0x26;
 const ETHTOOL_GGRO: u32 = 0x2b;
 const ETHTOOL_SGRO: u32 = 0x2c;
 const ETH_FLAG_LRO: u32 = 1 << 15;
-/// Lets through what does not go out (linux/filter.h). `PACKET_IGNORE_OUTGOING` has no effect on sockets of a fanout group.
-const INCOMING: [libc::sock_filter; 4] = {
-    const fn step(code: u32, jt: u8, jf: u8, k: u32) -> libc::sock_filter {
-        libc::sock_filter {
-            code: code as u16,
-            jt,
-            jf,
-            k,
-        }
-    }
+/// A filter (linux/filter.h) for frames that do not go out and have `longest` bytes at most. (`PACKET_IGNORE_OUTGOING` has no effect on
+/// sockets of a fanout group.)
+fn received(longest: u32) -> [libc::sock_filter; 6] {
+    let step = |code: u32, jt, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let (load, compare) = (libc::BPF_LD, libc::BPF_JMP | libc::BPF_K);
     let packet_type = (libc::SKF_AD_OFF + libc::SKF_AD_PKTTYPE) as u32;
     [
-        step(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, 0, 0, packet_type),
-        step(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            0,
-            1,
-            libc::PACKET_OUTGOING as u32,
-        ),
-        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        step(load | libc::BPF_H | libc::BPF_ABS, 0, 0, packet_type),
+        step(compare | libc::BPF_JEQ, 3, 0, libc::PACKET_OUTGOING as u32),
+        step(load | libc::BPF_W | libc::BPF_LEN, 0, 0, 0),
+        step(compare | libc::BPF_JGT, 1, 0, longest),
         step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
     ]
-};
+}
 
 /// `struct ethtool_value`.
 #[repr(C)]
@@ -300,7 +297,7 @@ impl PacketSocket {
         sockets.collect()
     }
 
-    /// A descriptor that is readable while frames wait, or after an error until [`PacketSocket::clear_error`].
+    /// A descriptor that is readable while frames wait.
     ///
     /// # Errors
     /// Out of file descriptors.
@@ -308,29 +305,55 @@ impl PacketSocket {
         self.0.try_clone()
     }
 
-    /// Forgets the last error: each time that the interface is switched off leaves one.
+    /// Forgets the last error, such as that the interface is down.
     pub fn clear_error(&self) {
         let _ = getsockopt(&self.0, SocketError);
     }
 
-    /// Keeps from it what the host itself sends by the interface: that is no frame that came in.
+    /// Lets `bytes` wait behind it.
     ///
     /// # Errors
     /// The kernel refuses.
-    pub fn ignore_outgoing(&self) -> io::Result<()> {
-        let mut steps = INCOMING;
+    pub fn set_send_buffer(&self, bytes: usize) -> io::Result<()> {
+        Ok(setsockopt(&self.0, SndBufForce, &bytes)?)
+    }
+
+    /// Lets frames to any address come in by interface `index`, as long as this socket is there.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn be_promiscuous(&self, index: u32) -> io::Result<()> {
+        let request = libc::packet_mreq {
+            mr_ifindex: index as libc::c_int,
+            mr_type: libc::PACKET_MR_PROMISC as u16,
+            mr_alen: 0,
+            mr_address: [0; 8],
+        };
+        self.set(libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &request)
+    }
+
+    /// Lets in what comes in by the interface, up to `longest` bytes a frame: not what the host itself sends by it, and nothing that would be cut.
+    ///
+    /// # Errors
+    /// The kernel refuses.
+    pub fn accept_received(&self, longest: u32) -> io::Result<()> {
+        let mut steps = received(longest);
         let program = libc::sock_fprog {
             len: steps.len() as u16,
             filter: steps.as_mut_ptr(),
         };
-        // SAFETY: the kernel reads the program and its steps, which live for the time of the call.
+        self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+    }
+
+    fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: &T) -> io::Result<()> {
+        // SAFETY: the kernel reads the value, and the steps that a program points to, which live for the time of the call.
         let rc = unsafe {
             libc::setsockopt(
                 self.0.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_ATTACH_FILTER,
-                (&raw const program).cast(),
-                size_of::<libc::sock_fprog>() as libc::socklen_t,
+                level,
+                option,
+                std::ptr::from_ref(value).cast(),
+                size_of::<T>() as libc::socklen_t,
             )
         };
         if rc != 0 {

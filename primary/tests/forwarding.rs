@@ -763,6 +763,33 @@ fn large_frames_pass_by_the_length_of_their_segments() {
     fixture.end();
 }
 
+/// In short a large frame is one frame, and none that the mirror's output is too small for.
+#[test]
+fn a_large_frame_is_mirrored_in_short() {
+    let bench = bench();
+    for (output, snaplen, expected) in [(3, 64, 64), (3, 2000, 1518), (2, 4000, 4000)] {
+        let mut fixture = Fixture::new(&bench, &vec![VlanPolicy::access(5); PORTS]);
+        fixture.mirror(&[MirrorModel {
+            sources: [true, false, false, false],
+            destinations: [false; PORTS],
+            vlan: None,
+            output,
+            snaplen,
+        }]);
+        let (bytes, segmentation) = large(60_000, 1448);
+        fixture.send_as(0, &bytes, |first| {
+            let (start, offset) = (34, 16);
+            first.set_checksum(Checksum::Partial { start, offset });
+            first.set_segmentation(segmentation);
+        });
+        let seen = fixture.received(output);
+        assert_eq!(seen.iter().map(Vec::len).collect::<Vec<_>>(), [expected]);
+        assert!(seen[0] == bytes[..expected] && fixture.received(1) == [bytes]);
+        (2..PORTS).for_each(|port| drop(fixture.received(port)));
+        fixture.end();
+    }
+}
+
 /// A client that gives nothing back gets chains up to its share, less what it needs to send; each mbuf of them counts.
 #[test]
 fn chains_count_by_their_mbufs() {

@@ -2,7 +2,9 @@
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
+use vswitch_common::stats::Counter;
 use vswitch_tests::child::Child;
 use vswitch_tests::frames::{BROADCAST, EXPERIMENT, Mac, mac};
 use vswitch_tests::packet::{PacketSocket, Veth};
@@ -68,13 +70,100 @@ fn an_interface_by_its_name() {
         switch.get("Interface", &veth.near, "error"),
         "mtu_request=9000 is not within 68 to 1500; the default is used"
     );
-    run("ip", &["link", "set", &veth.far, "down"]);
-    eventually("the row shows that it has no carrier", || {
-        switch.get("Interface", &veth.near, "link_state") == "down"
-    });
     switch.vsctl(&format!("del-port {}", veth.near));
     assert!(link(&veth.near).contains("promiscuity 0"));
     switch.assert_frames_accounted();
+}
+
+/// What the host does to it is followed: frames wait for no better times, and are none longer than it may have.
+#[test]
+fn what_the_host_does_is_followed() {
+    let veth = Veth::new();
+    let near = veth.near.as_str();
+    let switch = Switch::with_ports(&[1]);
+    let mut client = Bare::attached(&switch, 1);
+    let shows = |column: &str, value: &str| {
+        eventually(&format!("{column} is {value}"), || {
+            switch.get("Interface", near, column) == value
+        });
+    };
+    run("ip", &["link", "set", near, "down"]);
+    add(&switch, near);
+    shows("admin_state", "down");
+    client.send(&[frame(BROADCAST, mac(1), 80), frame(BROADCAST, mac(1), 81)]);
+    client.expect_nothing();
+    run("ip", &["link", "set", near, "up"]);
+    shows("link_state", "up");
+    let far = PacketSocket::open(&veth.far);
+    let now = frame(mac(9), mac(1), 82);
+    client.send(std::slice::from_ref(&now));
+    assert_eq!(next(&far), now, "what was sent before is gone");
+    assert_eq!(switch.count(near, Counter::TxPackets), 1);
+
+    // Longer than the driver can take: lost, and not cut.
+    for end in [near, &veth.far] {
+        run("ip", &["link", "set", end, "mtu", "9000"]);
+    }
+    far.send(&frame(mac(1), mac(9), 3000));
+    let fits = frame(mac(1), mac(9), 1514);
+    far.send(&fits);
+    client.expect(&[fits]);
+    shows("mtu", "1500");
+    switch.vsctl(&format!("set Interface {near} mtu_request=1500"));
+    assert!(link(near).contains("mtu 1500"));
+    switch.vsctl(&format!("clear Interface {near} mtu_request"));
+    run("ip", &["link", "set", near, "mtu", "1300"]);
+    shows("mtu", "1300");
+    client.send(&[frame(mac(9), mac(1), 1400)]);
+    switch.wait_for_count(near, Counter::TxDropTooLong, 1);
+    run("ip", &["link", "set", &veth.far, "down"]);
+    shows("link_state", "down");
+    switch.assert_frames_accounted();
+}
+
+/// A slow one costs its own frames, and nobody's time.
+#[test]
+fn nobody_waits_for_a_slow_interface() {
+    prerequisites::program("tc", "iproute2");
+    let veth = Veth::new();
+    let slow = "qdisc add dev IF root tbf rate 64kbit burst 1600 latency 1000s";
+    let words: Vec<&str> = slow
+        .split(' ')
+        .map(|w| if w == "IF" { &veth.near } else { w })
+        .collect();
+    run("tc", &words);
+    let switch = Switch::with_ports(&[1, 2, 3]);
+    let mut clients: Vec<Bare> = (1..=3).map(|port| Bare::attached(&switch, port)).collect();
+    let [one, two, three] = &mut clients[..] else {
+        unreachable!()
+    };
+    two.send(&[frame(BROADCAST, mac(2), 60)]);
+    three.send(&[frame(BROADCAST, mac(3), 60)]);
+    [&mut *one, &mut *two, &mut *three]
+        .into_iter()
+        .for_each(|c| _ = c.collect(9, Duration::from_millis(200)));
+    add(&switch, &veth.near);
+    let flood: Vec<Frame> = (0..100).map(|_| frame(mac(9), mac(1), 1400)).collect();
+    let started = Instant::now();
+    for _ in 0..10 {
+        one.send(&flood);
+        let passes = frame(mac(3), mac(2), 99);
+        two.send(std::slice::from_ref(&passes));
+        while three.receive(1) != [passes.clone()] {}
+        two.collect(1000, Duration::from_millis(1));
+    }
+    // At this rate the first hundred alone would take 17 s.
+    assert!(
+        started.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        started.elapsed()
+    );
+    switch.wait_for_count("dpdkr1", Counter::RxPackets, 1000);
+    assert!(
+        switch.count(&veth.near, Counter::TxDropFull) > 0,
+        "{}",
+        switch.counters()
+    );
 }
 
 /// Deleted and made anew, as a USB adapter or a container's end of a cable is.
@@ -97,6 +186,16 @@ fn an_interface_comes_back() {
     });
     let far = PacketSocket::open(&veth.far);
     let there = frame(BROADCAST, mac(1), 99);
+    client.send(std::slice::from_ref(&there));
+    assert_eq!(next(&far), there);
+    // At once, before anybody has seen that it was gone.
+    drop(veth);
+    let veth = Veth::new();
+    let index = fs::read_to_string(format!("/sys/class/net/{near}/ifindex")).unwrap();
+    eventually("the new one is taken", || {
+        switch.get("Interface", &near, "ifindex") == index.trim()
+    });
+    let far = PacketSocket::open(&veth.far);
     client.send(std::slice::from_ref(&there));
     assert_eq!(next(&far), there);
 }

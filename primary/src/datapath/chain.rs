@@ -175,26 +175,10 @@ impl Ledger {
     /// A copy of a frame's first `len` bytes, which asks nobody to complete or to cut it; `None` where no pool has mbufs for it.
     #[cold]
     pub fn copy_front(&self, frame: &Mbuf, near: Pool, len: usize) -> Option<Mbuf> {
-        let mut copy = self.copy(frame, near)?;
-        let rest = self.unchain(&copy);
-        self.scrub(&mut copy);
-        copy.trim_to(len);
-        copy.make_single(Checksum::Unknown);
-        let mut left = len - copy.len();
-        let mut kept = Rest::new();
-        for mut segment in rest {
-            segment.trim_to(left);
-            left -= segment.len();
-            if segment.len() > 0 {
-                kept.push(segment);
-            } else {
-                self.free(segment);
-            }
-        }
-        if !kept.is_empty() {
-            self.link(&mut copy, &kept, Owner::CHAIN);
-        }
-        Some(copy)
+        let others = self.others(near).copied();
+        std::iter::once(near)
+            .chain(others)
+            .find_map(|pool| self.copy_segments(frame, pool, len))
     }
 
     #[cold]
@@ -215,38 +199,56 @@ impl Ledger {
 
     #[cold]
     fn copy_chain(&self, frame: &Mbuf, pool: Pool) -> Option<Mbuf> {
-        let first = copy_segment(frame, pool);
+        let mut copy = self.copy_segments(frame, pool, usize::MAX)?;
+        copy.set_offloads_of(frame);
+        Some(copy)
+    }
+
+    /// A copy of the first `most` bytes, without what is asked of others for the frame.
+    fn copy_segments(&self, frame: &Mbuf, pool: Pool, most: usize) -> Option<Mbuf> {
+        let (mut first, copied) = copy_front_of(frame, pool, most)?;
+        let mut left = most - copied;
         let (mut copies, complete) = self.with_rest(frame, |rest| {
-            let copies: Rest = rest
-                .iter()
-                .map_while(|segment| copy_segment(segment, pool))
-                .collect();
-            let complete = copies.len() == rest.len();
-            (copies, complete)
+            let mut copies = Rest::new();
+            for segment in rest {
+                if left == 0 {
+                    break;
+                }
+                let Some((copy, copied)) = copy_front_of(segment, pool, left) else {
+                    return (copies, false);
+                };
+                left -= copied;
+                copies.push(copy);
+            }
+            (copies, true)
         });
-        match first {
-            Some(mut first) if complete => {
-                self.link(&mut first, &copies, Owner::CHAIN);
-                first.set_offloads_of(frame);
-                Some(first)
-            }
-            first => {
-                self.free_all(&mut copies);
-                first.into_iter().for_each(|m| self.free(m));
-                None
-            }
+        if !complete {
+            self.free_all(&mut copies);
+            self.free(first);
+            return None;
         }
+        if !copies.is_empty() {
+            self.link(&mut first, &copies, Owner::CHAIN);
+        }
+        Some(first)
     }
 }
 
+#[inline]
 fn copy_segment(segment: &Mbuf, pool: Pool) -> Option<Mbuf> {
+    Some(copy_front_of(segment, pool, usize::MAX)?.0)
+}
+
+/// A copy of a segment's first `most` bytes, and how many these are.
+#[inline(always)]
+fn copy_front_of(segment: &Mbuf, pool: Pool, most: usize) -> Option<(Mbuf, usize)> {
     let mut copy = pool.alloc_one()?;
     let bytes = segment.data();
     // A frame whose tag was taken off leaves one with headroom for another; nothing is longer than the room.
-    let len = bytes.len().min(DATA_ROOM);
+    let len = bytes.len().min(DATA_ROOM).min(most);
     copy.room_mut()[..len].copy_from_slice(&bytes[..len]);
     copy.set_frame(len, Default::default());
-    Some(copy)
+    Some((copy, len))
 }
 
 /// How many of `frames`, the first ones, have no more than `mbufs` segments together.

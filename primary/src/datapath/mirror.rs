@@ -157,7 +157,14 @@ fn copy(
         let egress = target.vlan.mirrored(parsed.vlan());
         let copy = match target.io {
             Io::Down => Err(Counter::TxDropDown),
-            _ => out.copy_front_for(target, frame, copied(mirror.snaplen, parsed.tag, egress)),
+            _ => {
+                let mut len = copied(mirror.snaplen, parsed.tag, egress);
+                // What is left of a large frame can't be cut into segments: it is one of them at most.
+                if frame.is_large() && len < parsed.len() {
+                    len = len.min(target.max_frame - TAG_LEN);
+                }
+                out.copy_front_for(target, frame, len)
+            }
         };
         match copy {
             Ok(copy) => {

@@ -3,12 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use vswitch_common::ethdev::{self, Ethdev, EthdevError, Link, Setup};
-use vswitch_common::netdev;
+use vswitch_common::ethdev::{self, Ethdev, EthdevError, Setup};
 
 use super::kernel::explain_devargs;
 use super::kind::{DeviceName, Kind};
-use super::netdevs::HostNetdev;
+use super::netdevs;
 use super::pci::{self, Pci};
 use super::{Backend, Switch};
 use crate::datapath::port::{EthdevIo, PortIndex};
@@ -21,14 +20,7 @@ impl Switch {
         setup: &Setup,
         index: PortIndex,
     ) -> Result<Backend, String> {
-        let (devargs, netdev) = match name {
-            DeviceName::Devargs(devargs) => (devargs.clone(), None),
-            DeviceName::Number(number) => (self.numbered_device(*number)?, None),
-            DeviceName::Netdev(name) => {
-                let netdev = HostNetdev::find(name)?;
-                (netdev.devargs(), Some(netdev))
-            }
-        };
+        let devargs = self.find_device(name)?;
         let device = devargs.split(',').next().unwrap_or_default();
         let taken = |s: &&super::PortState| matches!(&s.backend, Backend::Ethdev { io, .. } if io.device.device() == device);
         if let Some(other) = self.ports.values().find(taken) {
@@ -45,12 +37,16 @@ impl Switch {
             let complaint = address.and_then(|address| Pci::default().complaint(&address));
             complaint.unwrap_or_else(|| explain_devargs(&devargs, e))
         })?;
-        self.run_device(opened, netdev, setup, index)
+        self.run_device(opened, setup, index)
             .map_err(|e| explain_devargs(&devargs, e))
     }
 
-    /// The name of the device with DPDK's port id `number`.
-    fn numbered_device(&self, number: u16) -> Result<String, String> {
+    /// DPDK's name of a device.
+    fn find_device(&self, name: &DeviceName) -> Result<String, String> {
+        let number = match name {
+            DeviceName::Devargs(devargs) => return Ok(devargs.clone()),
+            DeviceName::Number(number) => *number,
+        };
         if !self.first_devices.is_empty() {
             let device = self.first_devices.iter().find(|(port, _)| *port == number);
             let count = self.first_devices.len();
@@ -75,7 +71,6 @@ impl Switch {
     fn run_device(
         &self,
         mut device: Ethdev,
-        mut netdev: Option<HostNetdev>,
         setup: &Setup,
         index: PortIndex,
     ) -> Result<Backend, EthdevError> {
@@ -84,27 +79,22 @@ impl Switch {
             ..*setup
         };
         device.start(&in_use, self.parts.ledger.pool_on(device.node()))?;
-        let doorbells = netdev.as_mut().map(|netdev| netdev.make_ready(device.mtu()));
-        let link = link(&device, netdev.as_ref());
-        // A look at an empty queue costs nothing there.
-        let io = EthdevIo::with_doorbells(device, doorbells.unwrap_or_default(), 0);
         Ok(Backend::Ethdev {
             index,
-            link,
-            io: Arc::new(io),
+            link: device.link(),
+            io: Arc::new(EthdevIo::new(device)),
             setup: *setup,
-            netdev,
         })
     }
 
     /// Starts the device of port `name` anew, with other options.
     pub(super) fn restart_device(&mut self, name: &str, setup: Setup) {
-        let Some((index, io, netdev)) = self.take_device(name, "it is being set up anew") else {
+        let Some((index, io)) = self.take_device(name, "it is being set up anew") else {
             return;
         };
         let result = match unshare(io) {
             Some(io) => self
-                .run_device(io.device, netdev, &setup, index)
+                .run_device(io.device, &setup, index)
                 .map_err(|e| e.to_string()),
             None => Err("it is still in use; remove the port and add it again".to_owned()),
         };
@@ -131,40 +121,28 @@ impl Switch {
     }
 
     /// Takes the device of port `name` away; no thread uses it any more. The port has failed then, by `why`.
-    fn take_device(
-        &mut self,
-        name: &str,
-        why: &str,
-    ) -> Option<(PortIndex, Arc<EthdevIo>, Option<HostNetdev>)> {
+    fn take_device(&mut self, name: &str, why: &str) -> Option<(PortIndex, Arc<EthdevIo>)> {
         let backend = &mut self.ports.get_mut(name)?.backend;
         if !matches!(backend, Backend::Ethdev { .. }) {
             return None;
         }
-        let Backend::Ethdev {
-            index, io, netdev, ..
-        } = std::mem::replace(backend, Backend::Failed(why.to_owned()))
+        let Backend::Ethdev { index, io, .. } = std::mem::replace(backend, Backend::Failed(why.to_owned()))
         else {
             return None;
         };
         self.publish();
-        Some((index, io, netdev))
+        Some((index, io))
     }
 
     /// Links that came or went: when the driver tells so, and once a second for those that don't.
     pub fn look_at_links(&mut self) {
         let mut changed = false;
         for state in self.ports.values_mut() {
-            if let Backend::Ethdev {
-                io,
-                link: known,
-                netdev,
-                ..
-            } = &mut state.backend
-            {
-                let seen = link(&io.device, netdev.as_ref());
-                if seen != *known {
+            if let Backend::Ethdev { io, link, .. } = &mut state.backend {
+                let seen = io.device.link();
+                if seen != *link {
                     log::info!("{}: link {}", state.name, if seen.up { "up" } else { "down" });
-                    *known = seen;
+                    *link = seen;
                     changed = true;
                 }
             }
@@ -177,20 +155,15 @@ impl Switch {
     /// Has a device come since ports were last set up, while one waits for its device: a NIC that was bound to a DPDK driver, or an
     /// interface of the host? Call it now and then.
     pub fn has_new_devices(&mut self) -> bool {
-        let waiting = self
-            .ports
-            .values()
-            .filter(|state| matches!(state.backend, Backend::Failed(_)));
-        let waiting: Vec<&DeviceName> = waiting
-            .filter_map(|state| match &state.kind {
-                Kind::Ethdev { device, .. } => Some(device),
-                _ => None,
-            })
-            .collect();
+        let waits = |state: &&super::PortState| {
+            matches!(state.kind, Kind::Ethdev { .. } | Kind::Netdev)
+                && matches!(state.backend, Backend::Failed(_))
+        };
+        let waiting: Vec<_> = self.ports.values().filter(waits).collect();
         if waiting.is_empty() {
             return false;
         }
-        let present = present(waiting);
+        let present = present(waiting.iter().map(|state| (state.name.as_str(), &state.kind)));
         // One that was pulled out is a new one when it comes back.
         self.devices_tried.retain(|device| present.contains(device));
         present.iter().any(|device| !self.devices_tried.contains(device))
@@ -213,7 +186,7 @@ impl Switch {
 
     /// Lets a device go that was pulled out, or that the kernel wants back.
     fn let_device_go(&mut self, name: &str) {
-        let Some((index, io, _)) = self.take_device(name, "its device was removed") else {
+        let Some((index, io)) = self.take_device(name, "its device was removed") else {
             return;
         };
         self.forget_port(index);
@@ -232,19 +205,12 @@ impl Switch {
     }
 }
 
-/// NICs that are bound to a DPDK driver, and those of the host's interfaces that `wanted` names.
-pub(super) fn present<'a>(wanted: impl IntoIterator<Item = &'a DeviceName>) -> Vec<String> {
+/// NICs that are bound to a DPDK driver, and those of the host's interfaces that are wanted as ports.
+pub(super) fn present<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a Kind)>) -> Vec<String> {
     let mut present = Pci::default().dpdk_nics();
-    present.extend(wanted.into_iter().filter_map(|device| match device {
-        DeviceName::Netdev(name) => netdev::index(name).map(|_| name.clone()),
-        DeviceName::Devargs(_) | DeviceName::Number(_) => None,
-    }));
+    let netdevs = wanted.into_iter().filter(|(_, kind)| **kind == Kind::Netdev);
+    present.extend(netdevs.filter_map(|(name, _)| netdevs::presence(name)));
     present
-}
-
-/// The link of a port's device, as the host says of its interface, if it is one.
-fn link(device: &Ethdev, netdev: Option<&HostNetdev>) -> Link {
-    netdev.map_or_else(|| device.link(), HostNetdev::link)
 }
 
 /// The device alone. The last snapshot that had it is gone, or about to be.

@@ -18,6 +18,7 @@ use vswitch_control::MacAddr;
 
 use super::{Backend, Parts, Switch};
 use crate::datapath::BURST;
+use crate::datapath::ledger::Ledger;
 use crate::datapath::port::{EthdevIo, PortIndex};
 
 const VHOST_DEVICE: &str = "/dev/vhost-net";
@@ -220,16 +221,7 @@ impl KernelPort {
         if let Err(e) = self.netdev.set_down() {
             log::warn!("{}: could not be switched off: {e}", self.netdev.name());
         }
-        let mut frames = ArrayVec::<Mbuf, BURST>::new();
-        for queue in 0..self.io.device.rx_queues() {
-            loop {
-                self.io.device.receive(queue, &mut frames);
-                if frames.is_empty() {
-                    break;
-                }
-                parts.ledger.free_all(&mut frames);
-            }
-        }
+        drain(&self.io.device, &parts.ledger);
     }
 
     /// Sets another MTU, as far as the driver goes.
@@ -303,6 +295,20 @@ impl Switch {
             }
         }
         !changed.is_empty()
+    }
+}
+
+/// Throws away what a device has received that no thread polls yet.
+pub(super) fn drain(device: &Ethdev, ledger: &Ledger) {
+    let mut frames = ArrayVec::<Mbuf, BURST>::new();
+    for queue in 0..device.rx_queues() {
+        loop {
+            device.receive(queue, &mut frames);
+            if frames.is_empty() {
+                break;
+            }
+            ledger.free_all(&mut frames);
+        }
     }
 }
 

@@ -4,7 +4,6 @@ use vswitch_common::ethdev::{FlowControl, Setup};
 use vswitch_control::config::InterfaceConfig;
 
 use super::Backend;
-use super::netdevs::HostNetdev;
 use super::pci;
 
 /// A kind of port.
@@ -14,6 +13,8 @@ pub enum Kind {
     Local,
     /// Another port to the host kernel.
     Kernel { queues: u16 },
+    /// An interface that the host has.
+    Netdev,
     /// A client ring port, QEMU's `port=N`.
     Client { port: u16 },
     /// A NIC or vdev.
@@ -30,8 +31,6 @@ pub enum DeviceName {
     Devargs(String),
     /// By DPDK's port id (historic ports 16 to 31).
     Number(u16),
-    /// An interface that the host has.
-    Netdev(String),
 }
 
 /// How it is to be set up.
@@ -44,26 +43,13 @@ pub struct DeviceOptions {
     pub flow_control: FlowControl,
 }
 
-impl Default for DeviceOptions {
-    fn default() -> DeviceOptions {
-        DeviceOptions {
-            rx_queues: 1,
-            tx_queues: 1,
-            rx_descriptors: 1024,
-            tx_descriptors: 1024,
-            flow_control: FlowControl::default(),
-        }
-    }
-}
-
 impl DeviceOptions {
     fn of(interface: &InterfaceConfig) -> Result<DeviceOptions, String> {
-        let default = DeviceOptions::default();
         Ok(DeviceOptions {
-            rx_queues: number(interface, "n_rxq", default.rx_queues, 1..=64)?,
-            tx_queues: number(interface, "n_txq", default.tx_queues, 1..=64)?,
-            rx_descriptors: number(interface, "n_rxq_desc", default.rx_descriptors, 64..=4096)?,
-            tx_descriptors: number(interface, "n_txq_desc", default.tx_descriptors, 64..=4096)?,
+            rx_queues: number(interface, "n_rxq", 1, 1..=64)?,
+            tx_queues: number(interface, "n_txq", 1, 1..=64)?,
+            rx_descriptors: number(interface, "n_rxq_desc", 1024, 64..=4096)?,
+            tx_descriptors: number(interface, "n_txq_desc", 1024, 64..=4096)?,
             flow_control: FlowControl {
                 receive: switch(interface, "rx-flow-ctrl")?,
                 transmit: switch(interface, "tx-flow-ctrl")?,
@@ -139,10 +125,7 @@ impl Kind {
                 Ok(Kind::Client { port })
             }
             "internal" | "tap" => Self::kernel(interface),
-            "" | "system" => Ok(Kind::Ethdev {
-                device: DeviceName::Netdev(name.to_owned()),
-                options: DeviceOptions::default(),
-            }),
+            "" | "system" => Ok(Kind::Netdev),
             other => {
                 let instead = match other {
                     "dpdkvhostuser" | "dpdkvhostuserclient" => {
@@ -168,22 +151,6 @@ impl Kind {
         match (self, other) {
             (Kind::Ethdev { device, .. }, Kind::Ethdev { device: other, .. }) => device == other,
             _ => self == other,
-        }
-    }
-
-    /// The device behind it, if it is one of DPDK's.
-    pub fn device(&self) -> Option<&DeviceName> {
-        match self {
-            Kind::Ethdev { device, .. } => Some(device),
-            _ => None,
-        }
-    }
-
-    /// Payload of a frame in bytes as what is behind the port has it; `None`: as the switch says.
-    pub fn own_mtu(&self) -> Option<u16> {
-        match self.device()? {
-            DeviceName::Netdev(name) => HostNetdev::find(name).ok()?.mtu(),
-            DeviceName::Devargs(_) | DeviceName::Number(_) => None,
         }
     }
 
@@ -231,10 +198,7 @@ impl Kind {
             Kind::Kernel { .. } => ("a port to the host kernel", &["n_rxq"]),
             Kind::Client { .. } if interface.kind == "dpdkr" => ("a VM port", &["port", "busy-poll"]),
             Kind::Client { .. } => ("a VM port with a historic name", &["busy-poll"]),
-            Kind::Ethdev {
-                device: DeviceName::Netdev(_),
-                ..
-            } => ("an interface of the host", &[]),
+            Kind::Netdev => ("an interface of the host", &[]),
             Kind::Ethdev { .. } => ("a NIC", DEVICE_OPTIONS),
         }
     }
@@ -353,9 +317,7 @@ mod tests {
             Ok(Kind::Kernel { queues: 2 })
         );
         for system in ["", "system"] {
-            let device = DeviceName::Netdev("eth0".into());
-            let options = DeviceOptions::default();
-            assert_eq!(kind("eth0", system, &[]), Ok(Kind::Ethdev { device, options }));
+            assert_eq!(kind("eth0", system, &[]), Ok(Kind::Netdev));
         }
         assert_eq!(kind("dpdkr40", "dpdkr", &[]), Ok(Kind::Client { port: 40 }));
         for unclear in ["dpdkr", "dpdkr01", "dpdkr+1", "dpdkr65536"] {

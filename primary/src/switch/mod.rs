@@ -64,7 +64,7 @@ use clients::Clients;
 use kernel::{KernelPort, Watch};
 use kind::Kind;
 use mirrors::Mirrors;
-use netdevs::HostNetdev;
+use netdevs::NetdevPort;
 use overload::Overload;
 use queues::Queues;
 use whole::Started;
@@ -113,6 +113,8 @@ pub enum Backend {
     Local(String),
     /// An interface in the host kernel.
     Kernel { index: PortIndex, port: KernelPort },
+    /// An interface that the host has.
+    Netdev { index: PortIndex, port: NetdevPort },
     /// A client ring port with its datapath index.
     Client { index: PortIndex, port: u16 },
     /// A running device.
@@ -122,8 +124,6 @@ pub enum Backend {
         link: Link,
         /// As the database wants it.
         setup: Setup,
-        /// The interface of the host that it is.
-        netdev: Option<HostNetdev>,
     },
     /// It could not be set up.
     Failed(String),
@@ -145,9 +145,10 @@ fn unsupported(columns: &[&str]) -> Option<String> {
 impl PortState {
     fn index(&self) -> Option<PortIndex> {
         match self.backend {
-            Backend::Client { index, .. } | Backend::Ethdev { index, .. } | Backend::Kernel { index, .. } => {
-                Some(index)
-            }
+            Backend::Client { index, .. }
+            | Backend::Ethdev { index, .. }
+            | Backend::Kernel { index, .. }
+            | Backend::Netdev { index, .. } => Some(index),
             Backend::Local(_) | Backend::Failed(_) => None,
         }
     }
@@ -181,6 +182,7 @@ impl PortState {
                 ("options:n_rxq", *queues, port.io.device.rx_queues()),
             ],
             (_, Backend::Kernel { port, .. }) => vec![("mtu_request", mtu, port.mtu)],
+            (_, Backend::Netdev { port, .. }) => vec![("mtu_request", mtu, port.mtu())],
             _ => Vec::new(),
         };
         let short = amounts.into_iter().filter(|&(_, asked, has)| has < asked);
@@ -297,7 +299,10 @@ impl Switch {
                 },
                 Backend::Ethdev { io, .. } => Io::Ethdev(io.clone()),
                 Backend::Kernel { port, .. } if port.state == State::Up => Io::Ethdev(port.io.clone()),
-                Backend::Kernel { .. } | Backend::Local(_) | Backend::Failed(_) => Io::Down,
+                Backend::Netdev { port, .. } if port.is_up() => Io::Ethdev(port.io.clone()),
+                Backend::Kernel { .. } | Backend::Netdev { .. } | Backend::Local(_) | Backend::Failed(_) => {
+                    Io::Down
+                }
             };
             let at = usize::from(index);
             if snapshot.ports.len() <= at {
@@ -309,6 +314,7 @@ impl Switch {
             }
             let mtu = match &state.backend {
                 Backend::Kernel { port, .. } => port.mtu,
+                Backend::Netdev { port, .. } => port.mtu(),
                 _ => state.mtu,
             };
             let max_frame = usize::from(mtu) + FRAME_OVERHEAD;
@@ -342,6 +348,7 @@ impl Switch {
                 Backend::Kernel { port, .. } => {
                     (Some(u32::from(port.io.device.port())), port.state == State::Up)
                 }
+                Backend::Netdev { port, .. } => (Some(u32::from(port.io.device.port())), port.link().up),
                 Backend::Local(_) | Backend::Failed(_) => (None, false),
             };
             let info = PortInfo {

@@ -197,6 +197,7 @@ impl Switch {
                 ];
                 ("dpdk", config)
             }
+            (Kind::Netdev, _) => ("system", Vec::new()),
             _ => ("tap", Vec::new()),
         }
     }

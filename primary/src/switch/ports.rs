@@ -7,7 +7,7 @@ use vswitch_control::MacAddr;
 use vswitch_control::config::{BridgeConfig, InterfaceConfig, PortConfig, VlanMode};
 
 use super::bridges::interface_mac;
-use super::kind::{DeviceName, Kind};
+use super::kind::Kind;
 use super::{limits, netdevs, unsupported};
 use crate::datapath::limit::Limits;
 use crate::datapath::port::FRAME_OVERHEAD;
@@ -50,10 +50,9 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Payload of a frame in bytes: as asked for, or as the kind of port has it.
+    /// Payload of a frame, in bytes.
     pub fn mtu(&self) -> u16 {
-        let own = || self.kind.as_ref().ok()?.own_mtu();
-        self.mtu_request.or_else(own).unwrap_or(DEFAULT_MTU)
+        self.mtu_request.unwrap_or(DEFAULT_MTU)
     }
 }
 
@@ -125,7 +124,9 @@ impl Wanted<'_> {
             Ok(Kind::Client { .. }) => {
                 Err("mac has no effect on a VM port; QEMU gives a VM its address".into())
             }
-            Ok(Kind::Ethdev { .. }) => Err("mac has no effect on a NIC".into()),
+            Ok(Kind::Ethdev { .. } | Kind::Netdev) => {
+                Err("mac has no effect on a NIC or an interface of the host".into())
+            }
             Err(_) => Ok(None),
         }
     }
@@ -136,10 +137,7 @@ impl Wanted<'_> {
         };
         let greatest = match kind {
             Ok(Kind::Local | Kind::Kernel { .. }) => MAX_KERNEL_MTU,
-            Ok(Kind::Ethdev {
-                device: DeviceName::Netdev(_),
-                ..
-            }) => netdevs::GREATEST_MTU,
+            Ok(Kind::Netdev) => netdevs::GREATEST_MTU,
             _ => MAX_MTU,
         };
         let possible = u16::try_from(asked)

@@ -141,7 +141,7 @@ impl Switch {
         match &port.backend {
             Backend::Client { port, .. } => self.clients.claims.get(port)?.node,
             Backend::Ethdev { io, .. } => io.device.node(),
-            Backend::Kernel { .. } | Backend::Local(_) | Backend::Failed(_) => None,
+            Backend::Kernel { .. } | Backend::Netdev { .. } | Backend::Local(_) | Backend::Failed(_) => None,
         }
     }
 

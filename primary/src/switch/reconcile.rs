@@ -15,6 +15,7 @@ use super::devices;
 use super::kernel::{KernelPort, Request};
 use super::kind::Kind;
 use super::mirrors::Mirrors;
+use super::netdevs::NetdevPort;
 use super::ports::{self, Wanted};
 use super::{Backend, BridgeState, PortState, Switch, complain, whole};
 use crate::attach::{Notice, Refused};
@@ -49,8 +50,11 @@ impl Switch {
                 )
             })
             .collect();
-        let kinds: Vec<_> = wanted.values().filter_map(|wanted| wanted.kind().ok()).collect();
-        self.devices_tried = devices::present(kinds.iter().filter_map(Kind::device));
+        let kinds: Vec<_> = wanted
+            .iter()
+            .filter_map(|(&name, wanted)| Some((name, wanted.kind().ok()?)))
+            .collect();
+        self.devices_tried = devices::present(kinds.iter().map(|(name, kind)| (*name, kind)));
         let mut told = self.remove_unwanted(&wanted);
         // Those that ask for a number first, so that no other port is given it.
         let mut order: Vec<&Wanted<'_>> = wanted.values().collect();
@@ -272,6 +276,7 @@ impl Switch {
                 }
                 port.set_mac(mac);
             }
+            Backend::Netdev { port, .. } => port.request_mtu(asked.mtu_request),
             Backend::Ethdev { .. } | Backend::Local(_) | Backend::Failed(_) => {}
         }
     }
@@ -281,7 +286,7 @@ impl Switch {
         let (mtu, mtu_request) = (asked.mtu(), asked.mtu_request);
         let mac = self.mac(wanted, &asked);
         let limiter = self.limiter(&asked);
-        let (kind, backend) = match asked.kind {
+        let (kind, mut backend) = match asked.kind {
             Ok(kind) => {
                 let backend = self
                     .set_up(&kind, &name, mac, mtu)
@@ -290,6 +295,9 @@ impl Switch {
             }
             Err(e) => (Kind::Local, Backend::Failed(e)),
         };
+        if let Backend::Netdev { port, .. } = &mut backend {
+            port.request_mtu(mtu_request);
+        }
         let ofport = self.choose_ofport(wanted, &kind, &backend);
         if !matches!(backend, Backend::Failed(_) | Backend::Local(_)) {
             log::info!(
@@ -353,6 +361,11 @@ impl Switch {
                 };
                 let port = KernelPort::create(&request, index, &self.parts)?;
                 Ok(Backend::Kernel { index, port })
+            }
+            Kind::Netdev => {
+                let index = self.free_index().ok_or_else(no_index)?;
+                let port = NetdevPort::open(name, &self.parts)?;
+                Ok(Backend::Netdev { index, port })
             }
             Kind::Client { port } => {
                 let taken =

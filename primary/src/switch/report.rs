@@ -110,17 +110,16 @@ impl Switch {
                 }
                 status.statistics = self.statistics(*index);
             }
-            Backend::Ethdev {
-                index,
-                io,
-                link,
-                netdev,
-                ..
-            } => {
-                if let Some(netdev) = netdev {
-                    status.admin_state = state(netdev.is_up());
-                    status.ifindex = Some(netdev.index().into());
-                }
+            Backend::Netdev { index, port } => {
+                let device = &port.io.device;
+                (status.admin_state, status.link_state) = (state(port.is_up()), state(port.link().up));
+                status.mac_in_use = device.mac().map(MacAddr);
+                status.mtu = Some(port.mtu().into());
+                status.ifindex = Some(port.ifindex().into());
+                status.status = device_status(device);
+                status.statistics = device_statistics(device, self.statistics(*index));
+            }
+            Backend::Ethdev { index, io, link, .. } => {
                 status.link_state = state(link.up);
                 status.link_speed = link.speed.map(|mbit| i64::from(mbit) * 1_000_000);
                 status.duplex = link.up.then_some(if link.full_duplex {
