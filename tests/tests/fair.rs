@@ -1,9 +1,11 @@
 //! Shares and limits: who floods, hoards or stops has its own part, and the others have theirs.
 
+use dpdk_vswitchd::cpus;
 use nix::sys::signal::Signal;
 use vswitch_common::port::QUOTA;
 use vswitch_common::stats::Counter;
 use vswitch_tests::bare::Traffic;
+use vswitch_tests::blast::Blast;
 use vswitch_tests::frames::{BROADCAST, mac};
 use vswitch_tests::{Bare, Frame, Switch, eventually};
 
@@ -188,5 +190,37 @@ fn ingress_is_policed_by_the_stock_columns() {
         switch.count("dpdkr1", Counter::RxDropPolicing) > 10_000
     });
     assert_eq!(switch.count("dpdkr2", Counter::RxDropPolicing), 0);
+    switch.assert_frames_accounted();
+}
+
+/// One that takes nothing is brought large and small frames, as fast as can be, by another thread than the one that takes its own: it goes on
+/// sending.
+#[test]
+fn who_takes_nothing_goes_on_sending() {
+    let switch = Switch::with_ports(&[1, 2]);
+    let cpus = cpus::allowed();
+    let mask = 1u64 << cpus[0] | 1 << cpus[1];
+    switch.vsctl(&format!("set Open_vSwitch . other_config:pmd-cpu-mask={mask:#x}"));
+    for (port, cpu) in ["dpdkr1", "dpdkr2"].iter().zip(&cpus) {
+        let column = format!("other_config:pmd-rxq-affinity=\"0:{cpu}\"");
+        switch.tool_ok("ovs-vsctl", &["set", "Interface", port, &column]);
+    }
+    let mut pair = pair(&switch);
+    for _ in 0..45 {
+        pair[0].ok("send-large 0 64000 1400");
+    }
+    pair[0].start_blast(Some(&Blast {
+        destination: mac(2),
+        ..Blast::default()
+    }));
+    let frames = vec![Frame::marked(mac(1), mac(2), 1, 60); 50];
+    for _ in 0..2000 {
+        pair[1].send(&frames);
+    }
+    // One frame more made it known.
+    switch.wait_for_count("dpdkr2", Counter::RxPackets, 100_001);
+    pair[0].stop_blast();
+    let dropped = switch.count("dpdkr2", Counter::TxDropQuota);
+    assert!(dropped > 0, "{}", switch.counters());
     switch.assert_frames_accounted();
 }

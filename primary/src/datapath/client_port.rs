@@ -39,10 +39,11 @@ pub struct Queue {
     control: ControlRef,
     bell: Bell,
     to_client: Ringer,
-    /// Mbufs handed out by the receiving half (empty ones), by the sending half (frames), and taken back.
-    given_empty: AtomicU32,
+    /// Mbufs handed out by the sending half: frames.
     given_frames: AtomicU32,
-    returned: AtomicU32,
+    /// Mbufs handed out by the receiving half, empty ones, less all that it has taken back. One number, and not one of each: the
+    /// sending half never sees the one new and the other old.
+    balance: AtomicU32,
     /// There was no room for all frames the last time.
     scarce: AtomicBool,
 }
@@ -122,9 +123,8 @@ impl Session {
                     control: memory.control,
                     bell,
                     to_client,
-                    given_empty: AtomicU32::new(0),
                     given_frames: AtomicU32::new(0),
-                    returned: AtomicU32::new(0),
+                    balance: AtomicU32::new(0),
                     scarce: AtomicBool::new(false),
                 }
             })
@@ -263,9 +263,8 @@ impl Queue {
     #[inline]
     fn count_returned(&self, mbufs: u32) {
         if mbufs > 0 {
-            let returned = self.returned.load(Ordering::Relaxed);
-            self.returned
-                .store(returned.wrapping_add(mbufs), Ordering::Relaxed);
+            let balance = self.balance.load(Ordering::Relaxed);
+            self.balance.store(balance.wrapping_sub(mbufs), Ordering::Relaxed);
         }
     }
 
@@ -293,10 +292,9 @@ impl Queue {
         let keep = half.recycled.len() - give;
         let Receiving { alloc, recycled, .. } = half;
         recycled[keep..].iter().for_each(|m| ledger.give(m, self.owner));
-        self.given_empty.store(
-            self.given_empty.load(Ordering::Relaxed).wrapping_add(give as u32),
-            Ordering::Relaxed,
-        );
+        let balance = self.balance.load(Ordering::Relaxed);
+        self.balance
+            .store(balance.wrapping_add(give as u32), Ordering::Relaxed);
         // All fit: `level` was read from the ring just now and this is its only producer.
         let put = alloc.enqueue(&recycled[keep..])?;
         drop(recycled.drain(keep..keep + put));
@@ -317,7 +315,7 @@ impl Queue {
     }
 
     fn room(&self, free: usize) -> Room {
-        let quota_left = QUOTA.saturating_sub(self.owned()) as usize;
+        let quota_left = self.left_for_frames() as usize;
         Room {
             frames: free.min(quota_left),
             over_quota: quota_left < free,
@@ -337,7 +335,7 @@ impl Queue {
         let free = sending.free().unwrap_or(0);
         let mut room = self.room(free);
         if chains {
-            room.keep_to_quota(frames, QUOTA.saturating_sub(self.owned()));
+            room.keep_to_quota(frames, self.left_for_frames());
         }
         let count = total.min(room.frames);
         let scarce = count < total;
@@ -369,14 +367,16 @@ impl Queue {
         }
     }
 
+    /// Mbufs of the client's share that frames may still take. They leave it enough for what it sends, also while it takes none of them.
+    fn left_for_frames(&self) -> u32 {
+        (QUOTA - ALLOC_LEVEL).saturating_sub(self.owned())
+    }
+
     /// Mbufs that the client has of this queue pair's share.
     fn owned(&self) -> u32 {
-        let given = self
-            .given_empty
-            .load(Ordering::Relaxed)
-            .wrapping_add(self.given_frames.load(Ordering::Relaxed));
-        // Another thread may have handed out and taken back in between: no less than nothing is left then.
-        let owned = given.wrapping_sub(self.returned.load(Ordering::Relaxed));
+        let balance = self.balance.load(Ordering::Relaxed);
+        let owned = balance.wrapping_add(self.given_frames.load(Ordering::Relaxed));
+        // Frames may be back before they are counted as handed out: no less than nothing is left then.
         owned.cast_signed().max(0).cast_unsigned()
     }
 
@@ -429,10 +429,10 @@ pub struct Room {
 }
 
 impl Room {
-    /// For frames of several mbufs, which the client's share has room for `mbufs` of. They leave it enough for what it sends.
+    /// For frames of several mbufs, which the client's share has room for `mbufs` of.
     #[cold]
     fn keep_to_quota(&mut self, frames: &[Mbuf], mbufs: u32) {
-        let fitting = chain::fitting(frames, mbufs.saturating_sub(ALLOC_LEVEL));
+        let fitting = chain::fitting(frames, mbufs);
         if fitting < self.frames {
             *self = Room {
                 frames: fitting,
