@@ -2,7 +2,7 @@
 
 use dpdk_vswitchd::cpus;
 use nix::sys::signal::Signal;
-use vswitch_common::port::QUOTA;
+use vswitch_common::port::{ALLOC_LEVEL, QUOTA};
 use vswitch_common::stats::Counter;
 use vswitch_tests::bare::Traffic;
 use vswitch_tests::blast::Blast;
@@ -209,6 +209,7 @@ fn who_takes_nothing_goes_on_sending() {
     for _ in 0..45 {
         pair[0].ok("send-large 0 64000 1400");
     }
+    let large = switch.count("dpdkr2", Counter::TxPackets);
     pair[0].start_blast(Some(&Blast {
         destination: mac(2),
         ..Blast::default()
@@ -220,6 +221,8 @@ fn who_takes_nothing_goes_on_sending() {
     // One frame more made it known.
     switch.wait_for_count("dpdkr2", Counter::RxPackets, 100_001);
     pair[0].stop_blast();
+    let small = switch.count("dpdkr2", Counter::TxPackets) - large;
+    assert!(small < ALLOC_LEVEL.into(), "what it sends in is gone: {small}");
     let dropped = switch.count("dpdkr2", Counter::TxDropQuota);
     assert!(dropped > 0, "{}", switch.counters());
     switch.assert_frames_accounted();
