@@ -104,9 +104,8 @@ impl Netdev {
                 State::Down
             };
         }
-        match self.by_name(libc::SIOCGIFFLAGS, |_| {}) {
-            // SAFETY: SIOCGIFFLAGS fills this member.
-            Ok(reply) if unsafe { reply.ifr_ifru.ifru_flags } & libc::IFF_UP as i16 != 0 => State::Up,
+        match self.flags() {
+            Ok(flags) if flags & libc::IFF_UP as i16 != 0 => State::Up,
             Ok(_) => State::Down,
             // Most likely it was moved to another namespace: nobody can say what it does there.
             Err(_) => State::Up,
@@ -118,8 +117,7 @@ impl Netdev {
     /// # Errors
     /// The kernel refuses, or it is not in this process's namespace.
     pub fn set_down(&self) -> io::Result<()> {
-        // SAFETY: SIOCGIFFLAGS fills this member.
-        let flags = unsafe { self.by_name(libc::SIOCGIFFLAGS, |_| {})?.ifr_ifru.ifru_flags };
+        let flags = self.flags()?;
         self.by_name(libc::SIOCSIFFLAGS, |r| {
             r.ifr_ifru.ifru_flags = flags & !(libc::IFF_UP as i16);
         })?;
@@ -175,10 +173,15 @@ impl Netdev {
 
     /// Is it on, and connected to something?
     pub fn has_carrier(&self) -> bool {
-        let reply = self.by_name(libc::SIOCGIFFLAGS, |_| {});
+        self.flags()
+            .is_ok_and(|flags| flags & libc::IFF_RUNNING as i16 != 0)
+    }
+
+    /// Its IFF_ flags, if it is in this process's namespace.
+    fn flags(&self) -> io::Result<i16> {
+        let reply = self.by_name(libc::SIOCGIFFLAGS, |_| {})?;
         // SAFETY: SIOCGIFFLAGS fills this member.
-        let flags = reply.map_or(0, |reply| unsafe { reply.ifr_ifru.ifru_flags });
-        flags & libc::IFF_RUNNING as i16 != 0
+        Ok(unsafe { reply.ifr_ifru.ifru_flags })
     }
 
     /// Keeps the kernel from joining frames that come in into longer ones (GRO, LRO). Says whether it did so.

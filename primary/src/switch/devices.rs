@@ -26,13 +26,11 @@ impl Switch {
         if let Some(other) = self.ports.values().find(taken) {
             return Err(format!("device '{device}' is interface {}'s already", other.name));
         }
-        // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
-        ethdev::leave_ipc(&ethdev::eal_runtime_dir());
         let address = pci::address(device);
         if address.is_some() {
             ethdev::enable_vfio();
         }
-        let opened = Ethdev::attach(&devargs).map_err(|e| {
+        let opened = attach(&devargs).map_err(|e| {
             // DPDK's own text is "Operation not permitted" or the like; the kernel knows more.
             let complaint = address.and_then(|address| Pci::default().complaint(&address));
             complaint.unwrap_or_else(|| explain_devargs(&devargs, e))
@@ -211,6 +209,13 @@ pub(super) fn present<'a>(wanted: impl IntoIterator<Item = (&'a str, &'a Kind)>)
     let netdevs = wanted.into_iter().filter(|(_, kind)| **kind == Kind::Netdev);
     present.extend(netdevs.filter_map(|(name, _)| netdevs::presence(name)));
     present
+}
+
+/// Attaches a device, as [`Ethdev::attach`] does.
+pub(super) fn attach(devargs: &str) -> Result<Ethdev, EthdevError> {
+    // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
+    ethdev::leave_ipc(&ethdev::eal_runtime_dir());
+    Ethdev::attach(devargs)
 }
 
 /// The device alone. The last snapshot that had it is gone, or about to be.

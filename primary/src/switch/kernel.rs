@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use arrayvec::ArrayVec;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use vswitch_common::ethdev::{self, Ethdev, EthdevError, FlowControl, Info, Setup};
+use vswitch_common::ethdev::{Ethdev, EthdevError, FlowControl, Info, Setup};
 use vswitch_common::mbuf::Mbuf;
 use vswitch_common::netdev::{self, Netdev, State, TUN_DEVICE};
 use vswitch_control::MacAddr;
 
+use super::devices::attach;
 use super::{Backend, Parts, Switch};
 use crate::datapath::BURST;
 use crate::datapath::ledger::Ledger;
@@ -169,9 +170,7 @@ impl KernelPort {
         index: PortIndex,
         parts: &Parts,
     ) -> Result<KernelPort, EthdevError> {
-        // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
-        ethdev::leave_ipc(&ethdev::eal_runtime_dir());
-        let mut device = Ethdev::attach(&via.devargs(index, request))?;
+        let mut device = attach(&via.devargs(index, request))?;
         let mtu = request.mtu.min(largest_mtu(&device.info()?));
         let setup = Setup {
             rx_queues: request.queues,

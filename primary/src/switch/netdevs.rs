@@ -6,9 +6,10 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use vswitch_common::ethdev::{self, Ethdev, FlowControl, Link, Setup};
+use vswitch_common::ethdev::{FlowControl, Link, Setup};
 use vswitch_common::netdev::{self, Netdev, PacketSocket, State};
 
+use super::devices::attach;
 use super::kernel::{check_name, drain};
 use super::{Backend, Parts, Switch};
 use crate::datapath::port::EthdevIo;
@@ -62,9 +63,7 @@ impl NetdevPort {
         if !PacketSocket::all_on(ifindex).is_empty() {
             return Err(format!("another port has the host's interface '{name}' already"));
         }
-        // Hot-plug asks every secondary whose socket it finds, and clients have nothing to say to it.
-        ethdev::leave_ipc(&ethdev::eal_runtime_dir());
-        let mut device = Ethdev::attach(&devargs(name)).map_err(|e| {
+        let mut device = attach(&devargs(name)).map_err(|e| {
             if netdev.state() == State::Up {
                 e.to_string()
             } else {
