@@ -10,9 +10,9 @@ use arrayvec::ArrayVec;
 
 use crate::csum::Sum;
 
-/// Bytes of payload that a segment has at least, but for the last: Linux's `TCP_MIN_SND_MSS`. Smaller ones would make
-/// thousands of frames of one.
-pub const MIN_SIZE: u16 = 48;
+/// Segments that one frame makes at most: as many as 64 KiB do with Linux's least MSS (`TCP_MIN_SND_MSS`, 48). Smaller ones are for
+/// shorter frames.
+pub const MAX_COUNT: usize = 1366;
 /// Bytes of headers at most, from Ethernet to TCP.
 pub const MAX_HEADER: usize = 256;
 
@@ -63,6 +63,15 @@ impl Kind {
         }
     }
 
+    /// Bytes of payload that a segment has at least, but for the last: of TCP Linux's `TCP_MIN_GSO_SIZE`; a datagram may be as short as it
+    /// likes.
+    fn min_size(self) -> u16 {
+        match self {
+            Kind::Tcp4 | Kind::Tcp6 => 8,
+            Kind::Udp => 1,
+        }
+    }
+
     fn protocol(self) -> u8 {
         match self {
             Kind::Tcp4 | Kind::Tcp6 => TCP_PROTOCOL,
@@ -77,7 +86,7 @@ pub struct Segmentation {
     pub kind: Kind,
     /// The sender has CWR set (RFC 3168), which a cutter must know of.
     pub ecn: bool,
-    /// Bytes of payload in each segment but the last, at least [`MIN_SIZE`].
+    /// Bytes of payload in each segment but the last.
     pub size: u16,
     /// Bytes of all headers, from Ethernet to TCP or UDP; at most [`MAX_HEADER`].
     pub header_len: u16,
@@ -85,7 +94,7 @@ pub struct Segmentation {
 
 impl Segmentation {
     /// Of a frame that begins with `head`, whose layer 4 header begins at `l4`; `None`: its headers are not what `kind`
-    /// says, or `size` is too small.
+    /// says, or `size` is none for it.
     pub fn new(kind: Kind, ecn: bool, size: u16, l4: u16, head: &[u8]) -> Option<Segmentation> {
         let headers = Headers::find(head, l4.into(), kind)?;
         let segmentation = Segmentation {
@@ -104,7 +113,16 @@ impl Segmentation {
 
     /// Segments are no dwarfs, and their lengths fit their headers' fields.
     pub fn size_is_sound(&self) -> bool {
-        self.size >= MIN_SIZE && self.longest() <= u16::MAX.into()
+        self.size >= self.kind.min_size() && self.longest() <= u16::MAX.into()
+    }
+
+    /// Segments that a frame of `len` bytes makes.
+    ///
+    /// # Panics
+    /// If the size is zero.
+    pub fn count(&self, len: usize) -> usize {
+        let payload = len.saturating_sub(self.header_len.into());
+        payload.div_ceil(self.size.into())
     }
 
     /// Bytes of the longest segment.
@@ -193,7 +211,7 @@ impl Segment {
 
 impl Segmenter {
     /// For a frame of `len` bytes that begins with `head` (its headers at least), whose layer 4 header begins at `l4`.
-    /// `None`: the headers are not what `segmentation` says, or nothing is behind them.
+    /// `None`: the headers are not what `segmentation` says, nothing is behind them, or far too much.
     pub fn new(segmentation: Segmentation, l4: u16, head: &[u8], len: usize) -> Option<Segmenter> {
         let mut bytes = ArrayVec::new();
         let copied = head
@@ -205,7 +223,8 @@ impl Segmenter {
         let headers = Headers::find(&bytes, l4.into(), segmentation.kind)?;
         bytes.truncate(headers.len);
         let payload = len.checked_sub(headers.len)?;
-        (payload > 0 && segmentation.size_is_sound()).then_some(Segmenter {
+        let sound = segmentation.size_is_sound() && segmentation.count(len) <= MAX_COUNT;
+        (payload > 0 && sound).then_some(Segmenter {
             kind: segmentation.kind,
             headers,
             bytes,

@@ -127,6 +127,18 @@ impl Guest {
         Some((region.offset + (guest - region.guest)) as usize)
     }
 
+    /// The `len` bytes at `guest`, each region's for itself; `None` if they are not all in memory, or none.
+    pub fn pieces(guest: u64, len: u32) -> Option<Vec<(u64, u32)>> {
+        let (mut pieces, mut at, mut left) = (Vec::new(), guest, len);
+        while left > 0 {
+            let region = REGIONS.iter().find(|r| at >= r.guest && at - r.guest < r.size)?;
+            let len = u64::from(left).min(region.size - (at - region.guest)) as u32;
+            pieces.push((at, len));
+            (at, left) = (at + u64::from(len), left - len);
+        }
+        (len > 0).then_some(pieces)
+    }
+
     /// The guest writes, as far as there is memory.
     pub fn poke(&mut self, guest: u64, bytes: &[u8]) {
         if let Some(at) = Guest::offset(guest, bytes.len() as u64) {

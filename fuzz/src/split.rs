@@ -85,11 +85,10 @@ impl Ring {
                 (table, size, in_indirect, index, steps) = (address, len / 16, true, 0, 0);
                 continue;
             }
-            if len == 0 || (flags & WRITE != 0) != write || chain.len() == MAX_CHAIN {
+            chain.extend(Guest::pieces(address, len)?);
+            if (flags & WRITE != 0) != write || chain.len() > MAX_CHAIN {
                 return None;
             }
-            Guest::offset(address, len.into())?;
-            chain.push((address, len));
             if flags & NEXT == 0 {
                 return Some(chain);
             }

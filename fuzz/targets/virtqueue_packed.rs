@@ -87,12 +87,12 @@ impl Packed {
     /// The chain at `at`, of up to `left` slots; none: the guest broke a rule.
     fn chain(&self, guest: &Guest, at: Place, left: u16) -> Option<Chain> {
         let indirect = self.features.is_some_and(|f| f.indirect);
-        let fits = |buffers: &[Buffer], address, len: u32, flags| {
-            let direction = (flags & WRITE != 0) == self.write;
-            let inside = len > 0 && Guest::offset(address, len.into()).is_some();
-            (direction && inside && buffers.len() < MAX_CHAIN).then_some((address, len))
-        };
         let mut buffers = Vec::new();
+        let push = |buffers: &mut Vec<Buffer>, address, len, flags| {
+            buffers.extend(Guest::pieces(address, len)?);
+            let direction = (flags & WRITE != 0) == self.write;
+            (direction && buffers.len() <= MAX_CHAIN).then_some(())
+        };
         for slots in 1..=left {
             let (slot, _) = self.forward(at, slots - 1);
             let (address, len, id, flags) = Self::read(guest, Self::at(slot));
@@ -104,10 +104,10 @@ impl Packed {
                 Guest::offset(address, len.into())?;
                 for i in 0..u64::from(len / 16) {
                     let (address, len, _, flags) = Self::read(guest, address + 16 * i);
-                    buffers.push(fits(&buffers, address, len, flags)?);
+                    push(&mut buffers, address, len, flags)?;
                 }
             } else {
-                buffers.push(fits(&buffers, address, len, flags)?);
+                push(&mut buffers, address, len, flags)?;
             }
             if flags & NEXT == 0 {
                 return Some(Chain {

@@ -106,6 +106,16 @@ impl GuestMemory {
         None
     }
 
+    /// As many of the `len` bytes at guest physical address `guest` as lie within the region where they begin.
+    #[cold]
+    pub fn piece(&self, guest: u64, len: u32) -> Option<Span<'_>> {
+        self.regions.iter().find_map(|region| {
+            let left = region.size.checked_sub(guest.checked_sub(region.guest)?)?;
+            let len = u64::from(len).min(left) as u32;
+            self.span(guest, len).filter(|_| left > 0)
+        })
+    }
+
     /// Host and guest physical address of the `len` bytes at the frontend's address `address`, if they lie within one
     /// region.
     fn by_frontend_address(&self, address: u64, len: usize) -> Option<(NonNull<u8>, u64)> {

@@ -1,7 +1,7 @@
 //! A guest's frames that do not fit one mbuf, or are to be cut.
 
 use arrayvec::ArrayVec;
-use vswitch_common::gso::Segmentation;
+use vswitch_common::gso::{self, Segmentation};
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
 
 use super::seat::{Seat, count};
@@ -37,7 +37,7 @@ pub(super) fn copy<P: SwitchPort>(
     };
     reader.fill(first, DATA_ROOM, request.checksum);
     if let Some(cut) = request.cut {
-        mark(first, cut, seat)?;
+        mark(first, len, cut, seat)?;
     }
     let mut left = len - DATA_ROOM;
     let mut rest: ArrayVec<Mbuf, MAX_SEGMENTS> = seat.empties.drain(kept..).collect();
@@ -54,10 +54,16 @@ pub(super) fn copy<P: SwitchPort>(
     Ok(())
 }
 
-/// Notes in a frame's first mbuf how the guest wants it cut.
+/// Notes in the first mbuf of a frame of `len` bytes how the guest wants it cut.
 #[cold]
-pub(super) fn mark<P: SwitchPort>(first: &mut Mbuf, cut: Cut, seat: &Seat<P>) -> Result<(), Refused> {
-    let segmentation = Segmentation::new(cut.kind, cut.ecn, cut.size, cut.l4, first.data());
+pub(super) fn mark<P: SwitchPort>(
+    first: &mut Mbuf,
+    len: usize,
+    cut: Cut,
+    seat: &Seat<P>,
+) -> Result<(), Refused> {
+    let segmentation = Segmentation::new(cut.kind, cut.ecn, cut.size, cut.l4, first.data())
+        .filter(|segmentation| segmentation.count(len) <= gso::MAX_COUNT);
     first.set_segmentation(segmentation.ok_or(Refused::BadHeader)?);
     count(&seat.port.stats().tx_large, 1);
     Ok(())

@@ -8,6 +8,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use proptest::prelude::*;
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_net::{VIRTIO_NET_F_CSUM, VIRTIO_NET_F_GUEST_CSUM, VIRTIO_NET_F_MRG_RXBUF};
+use virtio_bindings::virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS};
 
 use super::testing::{Loopback, give_empties};
@@ -314,6 +315,36 @@ fn a_frame_waits_for_enough_mergeable_buffers() {
     bench.offer_rx(1, 128);
     assert_eq!(bench.run().to_guest, Standing::Idle);
     assert_eq!(bench.rx.used().len(), 4);
+}
+
+/// In a packed ring such a chain is found anew by each look for more, which would keep the pump awake.
+#[test]
+fn a_bad_chain_behind_too_few_buffers_breaks_the_queue() {
+    let mut bench = Bench::new(MERGEABLE);
+    bench.offer_rx(3, 128);
+    bench.rx.offer(&[(RX_BUFFERS, 0, true)]);
+    bench.port.deliver(&frame(60, 1));
+    bench.run();
+    assert_eq!(bench.rx.used().len(), 1, "what finds room is delivered");
+    bench.port.deliver(&frame(500, 3));
+    bench.run();
+    assert_eq!(bench.state.rx.as_ref().unwrap().fault, Some(Fault::Empty));
+    assert_eq!(bench.stat(|s| &s.broken_virtqueues), 1);
+}
+
+#[test]
+fn a_frame_that_no_batch_of_crumbs_holds_is_dropped() {
+    let mut bench = Bench::new(MERGEABLE | 1 << VIRTIO_RING_F_INDIRECT_DESC);
+    let crumbs: Vec<_> = (0..600).map(|i| (RX_BUFFERS + i, 1, true)).collect();
+    for table in [0x8000, 0xc000] {
+        bench.rx.offer_indirect(RX_BUFFERS + table, &crumbs);
+    }
+    bench.port.deliver(&frame(1000, 1));
+    bench.port.deliver(&frame(80, 2));
+    bench.run();
+    assert_eq!(bench.stat(|s| &s.rx_too_long), 1);
+    assert_eq!(bench.rx.used().len(), 1);
+    bench.assert_all_mbufs_home();
 }
 
 #[test]

@@ -82,6 +82,13 @@ fn give<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
             Fit::NotYet => break,
         }
     }
+    // The chains are too small for the next frame, and what follows them is none: that frame would wait for ever.
+    if delivered + too_long == 0
+        && written.is_empty()
+        && let Some(fault) = chains.fault()
+    {
+        return Err(fault);
+    }
     queue.complete(&written);
     seat.copied += written.iter().sum::<u32>() as usize;
     let stats = seat.port.stats();
@@ -161,7 +168,7 @@ impl Room<'_, '_> {
             }
         }
         // All that can be taken at once is there, and it is not enough.
-        if first == 0 && self.chains.len() >= self.most {
+        if first == 0 && (self.chains.len() >= self.most || self.chains.is_full()) {
             Fit::Never
         } else {
             Fit::NotYet

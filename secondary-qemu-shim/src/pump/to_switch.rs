@@ -196,7 +196,7 @@ fn copy<P: SwitchPort>(
     let request = net_header::parse(&header, features, len).map_err(|BadHeader| Refused::BadHeader)?;
     mbuf.set_frame(len, request.checksum);
     match request.cut {
-        Some(cut) => long::mark(mbuf, cut, seat),
+        Some(cut) => long::mark(mbuf, len, cut, seat),
         None => Ok(()),
     }
 }

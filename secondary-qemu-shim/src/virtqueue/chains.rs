@@ -28,6 +28,9 @@ pub struct Chains<'m> {
     listed_bytes: u64,
     enough: u64,
     open_bytes: u64,
+    /// The chain behind these has more buffers than there was room for.
+    full: bool,
+    fault: Option<Fault>,
 }
 
 impl<'m> Chains<'m> {
@@ -41,6 +44,8 @@ impl<'m> Chains<'m> {
             listed_bytes: 0,
             enough: u64::MAX,
             open_bytes: 0,
+            full: false,
+            fault: None,
         }
     }
 
@@ -98,6 +103,18 @@ impl<'m> Chains<'m> {
         &self.buffers[start..]
     }
 
+    /// Can't more be taken at once, though there is another chain?
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.full
+    }
+
+    /// What is wrong with the chain behind these: there will be no others.
+    #[inline]
+    pub fn fault(&self) -> Option<Fault> {
+        self.fault
+    }
+
     /// Forgets everything.
     pub(super) fn clear(&mut self) {
         self.buffers.clear();
@@ -105,11 +122,8 @@ impl<'m> Chains<'m> {
         self.ends.clear();
         self.listed_bytes = 0;
         self.open_bytes = 0;
-    }
-
-    /// Buffers that still fit.
-    pub(super) fn room(&self) -> usize {
-        self.buffers.remaining_capacity()
+        self.full = false;
+        self.fault = None;
     }
 
     /// Is no further chain wanted?
@@ -125,11 +139,15 @@ impl<'m> Chains<'m> {
         self.plain = self.buffers.len();
     }
 
-    /// Adds a buffer to the chain that is being walked.
+    /// Adds a buffer to the chain that is being walked. False: no room left beside the chains in front.
     #[inline]
-    pub(super) fn push(&mut self, buffer: Span<'m>) -> Result<(), Fault> {
+    pub(super) fn push(&mut self, buffer: Span<'m>) -> Result<bool, Fault> {
+        let fits = self.buffers.try_push(buffer).is_ok();
+        if !fits && self.is_empty() {
+            return Err(Fault::TooManyBuffers);
+        }
         self.open_bytes += buffer.len() as u64;
-        self.buffers.try_push(buffer).map_err(|_| Fault::TooManyBuffers)
+        Ok(fits)
     }
 
     /// Ends the chain that is being walked.
@@ -141,6 +159,18 @@ impl<'m> Chains<'m> {
         self.listed_bytes += u64::from(bytes);
         self.ends.push((self.buffers.len() as u16, bytes));
         Ok(())
+    }
+
+    /// Says what is wrong with the chain behind these, and of which nothing is kept.
+    #[cold]
+    pub(super) fn end_with(&mut self, fault: Fault) {
+        self.fault = Some(fault);
+    }
+
+    /// Drops the chain that is being walked, for which there is no room.
+    pub(super) fn put_off(&mut self) {
+        self.abandon();
+        self.full = true;
     }
 
     /// Drops the chain that is being walked.

@@ -2,7 +2,7 @@
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
-use super::{Access, Fault, MAX_CHAIN};
+use super::{Access, Chains, Fault, MAX_CHAIN};
 use crate::guest_memory::{GuestMemory, Span};
 use crate::net_header::HEADER_MAX;
 
@@ -48,22 +48,48 @@ impl Descriptor {
         Some(buffer)
     }
 
-    /// The buffer that it names.
+    /// Adds the buffer that it names to the chain that is being walked. False: no room left in this batch.
     ///
     /// # Errors
-    /// It is empty, of the other direction, or not in guest memory.
+    /// It is empty, of the other direction, or not in guest memory; or there are too many for any batch.
     #[inline]
-    pub fn buffer<'m>(&self, memory: &'m GuestMemory, access: Access) -> Result<Span<'m>, Fault> {
-        let Descriptor { address, len, .. } = *self;
+    pub fn push<'m>(
+        &self,
+        memory: &'m GuestMemory,
+        access: Access,
+        chains: &mut Chains<'m>,
+    ) -> Result<bool, Fault> {
         match (access, self.has(WRITE)) {
             (Access::Read, true) => return Err(Fault::Direction("writable")),
             (Access::Write, false) => return Err(Fault::Direction("readable")),
             _ => {}
         }
-        if len == 0 {
+        if self.len == 0 {
             return Err(Fault::Empty);
         }
-        memory.span(address, len).ok_or(Fault::Address { address, len })
+        match memory.span(self.address, self.len) {
+            Some(buffer) => chains.push(buffer),
+            None => self.push_pieces(memory, chains),
+        }
+    }
+
+    /// Adds a buffer that lies across regions, which a driver knows nothing of.
+    #[cold]
+    fn push_pieces<'m>(&self, memory: &'m GuestMemory, chains: &mut Chains<'m>) -> Result<bool, Fault> {
+        let Descriptor { mut address, len, .. } = *self;
+        let mut left = len;
+        while left > 0 {
+            let piece = memory.piece(address, left).ok_or(Fault::Address {
+                address: self.address,
+                len,
+            })?;
+            if !chains.push(piece)? {
+                return Ok(false);
+            }
+            address += piece.len() as u64;
+            left -= piece.len() as u32;
+        }
+        Ok(true)
     }
 
     /// The indirect table that it names, and how many descriptors that holds: whole ones, and at the end of a chain

@@ -75,7 +75,7 @@ pub enum Fault {
     TooManyBuffers,
     #[error("a chain of more than 4 GiB")]
     TooManyBytes,
-    #[error("a descriptor of {len} bytes at {address:#x}, not within one region of guest memory")]
+    #[error("a descriptor of {len} bytes at {address:#x}, not in guest memory")]
     Address { address: u64, len: u32 },
     #[error("a descriptor of no bytes")]
     Empty,
@@ -95,7 +95,8 @@ pub trait Virtqueue {
     /// them. All buffers must be of the kind `access`.
     ///
     /// # Errors
-    /// The next chain, or the ring itself, breaks the rules. Good chains before a bad one are returned first.
+    /// The next chain, or the ring itself, breaks the rules. Good chains before a bad one are returned first, with its
+    /// [`Chains::fault`].
     fn take<'m>(
         &mut self,
         memory: &'m GuestMemory,

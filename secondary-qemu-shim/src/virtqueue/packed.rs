@@ -196,12 +196,8 @@ impl PackedQueue {
         left: u16,
         chains: &mut Chains<'m>,
     ) -> Result<Option<(u16, u16)>, Fault> {
-        let batch_empty = chains.is_empty();
         let mut slots = 1;
         loop {
-            if chains.room() == 0 && !batch_empty {
-                return Ok(None);
-            }
             let descriptor = descriptor(&self.ring, at, word);
             if descriptor.has(INDIRECT) {
                 if !self.negotiated.indirect {
@@ -214,8 +210,8 @@ impl PackedQueue {
                 if !walk_table(memory, access, descriptor, chains)? {
                     return Ok(None);
                 }
-            } else {
-                chains.push(descriptor.buffer(memory, access)?)?;
+            } else if !descriptor.push(memory, access, chains)? {
+                return Ok(None);
             }
             if !descriptor.has(NEXT) {
                 chains.close()?;
@@ -279,12 +275,8 @@ fn walk_table<'m>(
     descriptor: Descriptor,
     chains: &mut Chains<'m>,
 ) -> Result<bool, Fault> {
-    let batch_empty = chains.is_empty();
     let (table, count) = descriptor.table(memory)?;
     for index in 0..count as usize {
-        if chains.room() == 0 && !batch_empty {
-            return Ok(false);
-        }
         let mut bytes = [0; DESCRIPTOR];
         table.read(index * DESCRIPTOR, &mut bytes);
         let raw = u128::from_le_bytes(bytes);
@@ -293,7 +285,9 @@ fn walk_table<'m>(
             len: (raw >> 64) as u32,
             flags: (raw >> 112) as u16,
         };
-        chains.push(element.buffer(memory, access)?)?;
+        if !element.push(memory, access, chains)? {
+            return Ok(false);
+        }
     }
     Ok(true)
 }
@@ -357,7 +351,7 @@ impl Virtqueue for PackedQueue {
                     left -= slots;
                 }
                 Ok(None) => {
-                    chains.abandon();
+                    chains.put_off();
                     break;
                 }
                 Err(why) => {
@@ -368,11 +362,14 @@ impl Virtqueue for PackedQueue {
             }
         }
         self.seen = at;
+        if !self.heads.is_empty() {
+            fault::point(Point::ChainsTaken);
+        }
         match fault {
             // Good chains first: the bad one is met again, at the front.
             Some(fault) if self.heads.is_empty() => return Err(fault),
-            _ if !self.heads.is_empty() => fault::point(Point::ChainsTaken),
-            _ => {}
+            Some(fault) => chains.end_with(fault),
+            None => {}
         }
         Ok(())
     }

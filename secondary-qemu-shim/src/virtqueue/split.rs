@@ -198,7 +198,6 @@ impl SplitQueue {
         let mut size = u32::from(self.size);
         let mut steps = 1;
         let (mut descriptor, mut next) = table.read(head);
-        let batch_empty = chains.is_empty();
         loop {
             if descriptor.has(INDIRECT) {
                 if !self.negotiated.indirect {
@@ -212,10 +211,9 @@ impl SplitQueue {
                 (descriptor, next) = table.read(0);
                 continue;
             }
-            if chains.room() == 0 && !batch_empty {
+            if !descriptor.push(memory, access, chains)? {
                 return Ok(false);
             }
-            chains.push(descriptor.buffer(memory, access)?)?;
             if !descriptor.has(NEXT) {
                 chains.close()?;
                 return Ok(true);
@@ -282,7 +280,7 @@ impl Virtqueue for SplitQueue {
             match self.walk(memory, access, head, chains) {
                 Ok(true) => walked += 1,
                 Ok(false) => {
-                    chains.abandon();
+                    chains.put_off();
                     fault = None;
                     break;
                 }
@@ -302,9 +300,11 @@ impl Virtqueue for SplitQueue {
         }
         match fault {
             // Good chains first: the bad one is met again, at the front.
-            Some(fault) if walked == 0 => Err(fault),
-            _ => Ok(()),
+            Some(fault) if walked == 0 => return Err(fault),
+            Some(fault) => chains.end_with(fault),
+            None => {}
         }
+        Ok(())
     }
 
     #[inline]

@@ -136,12 +136,19 @@ fn receive_buffers_must_be_writable() {
     });
 }
 
+/// A driver knows nothing of regions; what lies in no region is another matter.
 #[test]
-fn a_buffer_that_straddles_regions_is_refused() {
-    over_both(&[(0, 0x1000), (0x1000, 0x1000)], |m, driver, ring| {
-        driver.offer(&[(0xff0, 32, false)]);
+fn a_buffer_across_regions_is_taken_in_pieces() {
+    let regions = [(0, 0x1000), (0x1000, 0x20), (0x1020, 0x1000), (0x3000, 0x1000)];
+    over_both(&regions, |m, driver, ring| {
+        driver.offer(&[(0xff0, 16, false)]);
+        driver.offer(&[(0xff0, 64, false)]);
+        driver.offer(&[(0x2010, 32, false)]);
+        let pieces = vec![(0xff0, 16, false), (0x1000, 32, false), (0x1020, 16, false)];
+        assert_eq!(read(ring, m), Ok(vec![vec![(0xff0, 16, false)], pieces]));
+        complete(ring, &[0, 0]);
         let fault = Fault::Address {
-            address: 0xff0,
+            address: 0x2010,
             len: 32,
         };
         assert_eq!(read(ring, m), Err(fault));
