@@ -221,8 +221,9 @@ impl Ethdev {
             .set_lsc(describe::has_flag(info, sys::DPDK_SYS_LINK_INTERRUPT).into());
         conf.intr_conf
             .set_rmv(describe::has_flag(info, sys::DPDK_SYS_REMOVAL_INTERRUPT).into());
+        let virtio = describe::driver(info).starts_with("net_virtio");
         let mut rx = info.rx_offload_capa & (sys::DPDK_SYS_RX_CHECKSUM | sys::DPDK_SYS_RX_SCATTER);
-        if !self.is_nic(info) || describe::driver(info).starts_with("net_virtio") {
+        if !self.is_nic(info) || virtio {
             // With it, virtio's driver passes half-done checksums on, and does not say where they are.
             rx &= !sys::DPDK_SYS_RX_CHECKSUM;
         }
@@ -236,6 +237,10 @@ impl Ethdev {
                 | sys::DPDK_SYS_TX_TCP_SEGMENTATION
                 | sys::DPDK_SYS_TX_VLAN_INSERT
                 | sys::DPDK_SYS_TX_MULTI_SEGMENT);
+        if virtio {
+            // It puts tags in by `rte_eth_tx_prepare` alone, which would cost every frame a call.
+            tx &= !sys::DPDK_SYS_TX_VLAN_INSERT;
+        }
         // TAP's driver cuts in software as well, and no more than 64 segments.
         let needed = sys::DPDK_SYS_TX_TCP_SEGMENTATION
             | sys::DPDK_SYS_TX_TCP_CHECKSUM

@@ -185,6 +185,30 @@ impl Mbuf {
         unsafe { std::slice::from_raw_parts_mut(self.buffer().add(HEADROOM), DATA_ROOM) }
     }
 
+    /// Makes this a single-segment frame of `bytes`, with nothing known of its checksum. What is longer than the room begins in the headroom.
+    ///
+    /// # Panics
+    /// If they do not fit the buffer.
+    #[inline]
+    pub fn fill(&mut self, bytes: &[u8]) {
+        if let Some(room) = self.room_mut().get_mut(..bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.set_frame(bytes.len(), Checksum::Unknown);
+        } else {
+            self.fill_whole(bytes);
+        }
+    }
+
+    #[cold]
+    fn fill_whole(&mut self, bytes: &[u8]) {
+        let off = BUF_LEN
+            .checked_sub(bytes.len())
+            .expect("no more than the buffer holds");
+        self.set_frame(0, Checksum::Unknown);
+        self.set_span(off, bytes.len());
+        self.data_mut().copy_from_slice(bytes);
+    }
+
     /// Makes this a single-segment frame of the first `len` bytes of the room, with nothing known of its checksum.
     ///
     /// # Panics
@@ -528,6 +552,15 @@ impl Mbuf {
             (*m).next = std::ptr::null_mut();
             (*m).priv_size = PRIV_LEN as u16;
         }
+    }
+
+    /// Makes it fit for a pool: [`Mbuf::scrub`], and what its flags say is gone. DPDK keeps two of them for ever, by which a driver that frees
+    /// the mbuf would follow a pointer of a client's.
+    #[inline]
+    pub fn retire(&mut self, pool: crate::mempool::Pool, iova: u64) {
+        self.scrub(pool, iova);
+        // SAFETY: a store into the header of an mbuf that this process owns.
+        unsafe { (*self.0.as_ptr()).ol_flags = 0 };
     }
 
     /// Where the buffer of the mbuf at `address` begins.

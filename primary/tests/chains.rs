@@ -9,12 +9,15 @@ use vswitch_common::csum;
 use vswitch_common::eal::Eal;
 use vswitch_common::ethdev::Offloads;
 use vswitch_common::gso::{Kind, Segmentation};
-use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
+use vswitch_common::mbuf::{Checksum, DATA_ROOM, HEADROOM, MAX_SEGMENTS, Mbuf};
 use vswitch_common::mempool::Pool;
 
 /// Places in `struct rte_mbuf`.
+const DATA_OFF: usize = 16;
 const NB_SEGS: usize = 20;
+const OL_FLAGS: usize = 24;
 const PKT_LEN: usize = 36;
+const DATA_LEN: usize = 40;
 const NEXT: usize = 64;
 const TX_OFFLOAD: usize = 72;
 /// Flags there: TX_TCP_SEG, TX_TCP_CKSUM, TX_IP_CKSUM and TX_IPV4.
@@ -114,6 +117,27 @@ fn a_copy_is_a_frame_of_its_own() {
     });
 }
 
+/// Some drivers put more than the room into a later segment, from within the headroom (virtio's, where its header was).
+#[test]
+fn a_copy_has_all_bytes_of_a_segment_that_begins_early() {
+    with_ledger(|ledger| {
+        let mut chain = frame(ledger, &[DATA_ROOM; 3]);
+        let rest = chain.split();
+        for (segment, more) in rest.iter().zip([12, 128]) {
+            scribble(segment, DATA_OFF, HEADROOM as u16 - more);
+            scribble(segment, DATA_LEN, DATA_ROOM as u16 + more);
+        }
+        chain.chain(&rest);
+        let chain = ledger.adopt(chain).unwrap();
+        let before = bytes(&chain);
+        assert_eq!(before.len(), 3 * DATA_ROOM + 140);
+        let copy = ledger.copy(&chain, ledger.pools()[0]).unwrap();
+        ledger.free(chain);
+        assert!(bytes(&copy) == before);
+        ledger.free(copy);
+    });
+}
+
 #[test]
 fn what_a_driver_refuses_comes_back() {
     with_ledger(|ledger| {
@@ -126,6 +150,19 @@ fn what_a_driver_refuses_comes_back() {
         assert_eq!(bytes(&chain).len(), 10_000);
         ledger.free_refused(&rest);
         ledger.free(chain);
+    });
+}
+
+/// A driver that frees one of its empty mbufs would follow a pointer by such flags (`RTE_MBUF_F_EXTERNAL`, `RTE_MBUF_F_INDIRECT`).
+#[test]
+fn nothing_in_the_pool_has_a_clients_flags() {
+    with_ledger(|ledger| {
+        let mbuf = frame(ledger, &[60]);
+        scribble(&mbuf, OL_FLAGS, u64::MAX);
+        let flags = (mbuf.address() + OL_FLAGS) as *const u64;
+        ledger.free(mbuf);
+        // SAFETY: a field of an mbuf of this test's pool.
+        assert_eq!(unsafe { flags.read() }, 0);
     });
 }
 

@@ -83,6 +83,23 @@ fn all_gone(host: &mut NicHost) {
     assert!(!links.contains("left") && !links.contains("right"), "{links}");
 }
 
+/// Frames of a VLAN leave by a trunk with their tag: without a VLAN interface there the kernel answers none of them.
+fn tags_are_not_lost(host: &mut NicHost) {
+    host.vsctl("set Port left tag=20");
+    let came = |host: &mut NicHost| {
+        let said = host.check("ip netns exec right grep right: /proc/net/dev");
+        let packets = said.split_whitespace().nth(2).and_then(|n| n.parse::<u64>().ok());
+        packets.unwrap_or_else(|| panic!("{said}"))
+    };
+    let before = came(host);
+    host.check(
+        "ip -n left neigh flush all; ip -n right neigh flush all; ip netns exec left ping -c 2 -W 1 10.9.0.2 || true",
+    );
+    assert!(came(host) > before, "the frames reach it");
+    assert_eq!(host.check("ip -n right neigh"), "", "as frames of another VLAN");
+    host.vsctl("clear Port left tag");
+}
+
 #[test]
 fn the_kernel_by_vhost_net_and_without() {
     let mut host = NicHost::boot();
@@ -93,11 +110,13 @@ fn the_kernel_by_vhost_net_and_without() {
     host.start_switch();
     two_namespaces(&mut host, "vhost-net", "net_virtio_user");
     traffic(&mut host, "vhost-net");
+    tags_are_not_lost(&mut host);
     switched_and_deleted(&mut host);
     all_gone(&mut host);
     host.check("rmmod vhost_net && ! ls /dev/vhost-net");
     two_namespaces(&mut host, "tap", "net_tap");
     traffic(&mut host, "tap");
+    tags_are_not_lost(&mut host);
     switched_and_deleted(&mut host);
     all_gone(&mut host);
     host.appctl("exit");

@@ -6,7 +6,7 @@
 //! the segment was, so that one whose link a client has broken comes back with the rest of what was the client's.
 
 use arrayvec::ArrayVec;
-use vswitch_common::mbuf::{Checksum, DATA_ROOM, MAX_SEGMENTS, Mbuf};
+use vswitch_common::mbuf::{Checksum, MAX_SEGMENTS, Mbuf};
 use vswitch_common::mempool::Pool;
 
 use super::ledger::{Ledger, Owner};
@@ -244,10 +244,8 @@ fn copy_segment(segment: &Mbuf, pool: Pool) -> Option<Mbuf> {
 fn copy_front_of(segment: &Mbuf, pool: Pool, most: usize) -> Option<(Mbuf, usize)> {
     let mut copy = pool.alloc_one()?;
     let bytes = segment.data();
-    // A frame whose tag was taken off leaves one with headroom for another; nothing is longer than the room.
-    let len = bytes.len().min(DATA_ROOM).min(most);
-    copy.room_mut()[..len].copy_from_slice(&bytes[..len]);
-    copy.set_frame(len, Default::default());
+    let len = bytes.len().min(most);
+    copy.fill(&bytes[..len]);
     Some((copy, len))
 }
 

@@ -289,13 +289,23 @@ fn parse_plain(frame: &Mbuf, vlan: u16) -> Option<Parsed> {
     })
 }
 
+/// Frames on a wire that a frame of `len` bytes is.
+fn pieces(frame: &Mbuf, len: usize) -> usize {
+    let segmentation = frame.is_large().then(|| frame.segmentation()).flatten();
+    segmentation.map_or(1, |segmentation| segmentation.count(len))
+}
+
 /// Decides whether the bridge takes a frame, and what it needs to forward it. The error comes with the frame's length.
 #[inline(never)]
 fn parse_any(frame: &Mbuf, port: &Port, bridge: &Bridge, now: Moment) -> Result<Parsed, (usize, Counter)> {
     let len = frame.frame_len();
     let refuse = |reason| Err((len, reason));
     if let Some(limiter) = &port.limiter
-        && !limiter.admits(len.saturating_sub(parse::HEADER_LEN), now.ticks)
+        && !limiter.admits(
+            len.saturating_sub(parse::HEADER_LEN),
+            pieces(frame, len),
+            now.ticks,
+        )
     {
         return refuse(Counter::RxDropPolicing);
     }

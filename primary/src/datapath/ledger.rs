@@ -296,7 +296,7 @@ impl Ledger {
     #[inline]
     fn free_to<const N: usize>(&self, pool: Pool, mbufs: &mut ArrayVec<Mbuf, N>) {
         for mbuf in mbufs.iter_mut() {
-            mbuf.scrub(pool, self.iova_of(mbuf));
+            mbuf.retire(pool, self.iova_of(mbuf));
         }
         pool.free(mbufs);
     }

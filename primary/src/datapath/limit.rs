@@ -48,16 +48,16 @@ impl Limiter {
         self.limits
     }
 
-    /// May a frame with `bytes` behind its Ethernet header come in at `ticks`?
-    pub fn admits(&self, bytes: usize, ticks: u64) -> bool {
-        let within = |bucket: &Option<Bucket>, n| bucket.as_ref().is_none_or(|b| b.take(n, ticks));
-        if !within(&self.frames, 1) {
+    /// May a frame with `bytes` behind its Ethernet header, which counts as `frames` (those that it is cut into), come in at `ticks`?
+    pub fn admits(&self, bytes: usize, frames: usize, ticks: u64) -> bool {
+        let within = |bucket: &Option<Bucket>, n| bucket.as_ref().is_none_or(|b| b.take(n as u64, ticks));
+        if !within(&self.frames, frames) {
             return false;
         }
-        let admitted = within(&self.bytes, bytes as u64);
-        if !admitted && let Some(frames) = &self.frames {
+        let admitted = within(&self.bytes, bytes);
+        if !admitted && let Some(bucket) = &self.frames {
             // A frame that does not come in counts for neither.
-            frames.give_back(1);
+            bucket.give_back(frames as u64);
         }
         admitted
     }
@@ -71,22 +71,23 @@ impl Limiter {
 /// A token bucket. Its level is in tokens times ticks a second, so that nothing is rounded.
 #[derive(Debug)]
 struct Bucket {
-    rate: u128,
-    full: u128,
-    hz: u128,
+    rate: i128,
+    full: i128,
+    hz: i128,
     state: SpinMutex<State>,
 }
 
 #[derive(Debug)]
 struct State {
-    level: u128,
+    /// Below zero where a frame took more than the bucket holds.
+    level: i128,
     /// Ticks when it was last filled.
     filled: u64,
 }
 
 impl Bucket {
     fn new(rate: Rate, hz: u64) -> Bucket {
-        let full = u128::from(rate.burst) * u128::from(hz);
+        let full = i128::from(rate.burst) * i128::from(hz);
         Bucket {
             rate: rate.per_second.into(),
             full,
@@ -98,7 +99,8 @@ impl Bucket {
         }
     }
 
-    /// Takes `n` tokens at `ticks`; false, and none taken, where there are fewer.
+    /// Takes `n` tokens at `ticks`; false, and none taken, where there are fewer. More than the bucket holds may be taken from a full one,
+    /// and are owed: a large frame would never come in else.
     fn take(&self, n: u64, ticks: u64) -> bool {
         let mut state = self.state.lock();
         // Threads' clocks may be a little apart: then no time has passed.
@@ -106,17 +108,18 @@ impl Bucket {
         state.filled = state.filled.max(ticks);
         let level = state
             .level
-            .saturating_add(u128::from(passed) * self.rate)
+            .saturating_add(i128::from(passed) * self.rate)
             .min(self.full);
-        let left = level.checked_sub(u128::from(n) * self.hz);
-        state.level = left.unwrap_or(level);
-        left.is_some()
+        let wanted = i128::from(n) * self.hz;
+        let admitted = level >= wanted.min(self.full);
+        state.level = if admitted { level - wanted } else { level };
+        admitted
     }
 
     /// Puts `n` tokens back that were taken for nothing.
     fn give_back(&self, n: u64) {
         let mut state = self.state.lock();
-        state.level = (state.level + u128::from(n) * self.hz).min(self.full);
+        state.level = (state.level + i128::from(n) * self.hz).min(self.full);
     }
 }
 
@@ -164,6 +167,21 @@ mod tests {
         assert!(!bucket.take(1, 0));
     }
 
+    /// A large frame may be more than the burst: over time it gets its rate all the same, and no more.
+    #[test]
+    fn more_than_the_burst_is_owed() {
+        let bucket = bucket(1_000, 100);
+        assert!(bucket.take(400, HZ) && !bucket.take(1, HZ));
+        let seconds = |s: f64| HZ + (s * HZ as f64) as u64;
+        assert!(
+            !bucket.take(400, seconds(0.39)),
+            "300 to pay, and it has to be full again"
+        );
+        assert!(bucket.take(400, seconds(0.41)) && !bucket.take(1, seconds(0.41)));
+        let times = (0..1000).filter(|&ms| bucket.take(400, seconds(1.0 + f64::from(ms) / 100.0)));
+        assert!((24..=26).contains(&times.count()), "10 seconds");
+    }
+
     #[test]
     fn a_frame_beyond_one_limit_takes_nothing_of_the_other() {
         let clock = Clock::new(HZ);
@@ -174,9 +192,9 @@ mod tests {
             storm: None,
         };
         let limiter = Limiter::new(limits, clock).unwrap();
-        assert!(!limiter.admits(2_000, 1));
-        assert!(limiter.admits(500, 1) && limiter.admits(500, 1) && !limiter.admits(1, 1));
-        assert!(limiter.admits(0, 1) && !limiter.admits(0, 1));
+        assert!(limiter.admits(400, 1, 1) && !limiter.admits(700, 1, 1));
+        assert!(limiter.admits(600, 1, 1) && !limiter.admits(1, 1, 1));
+        assert!(limiter.admits(0, 1, 1) && !limiter.admits(0, 1, 1));
         assert!((0..100).all(|_| limiter.admits_to_many(1)));
         assert!(Limiter::new(Limits::default(), clock).is_none());
     }

@@ -48,10 +48,21 @@ impl Mac {
         !self.is_group() && self.0 != 0
     }
 
-    /// 01:80:c2:00:00:0X, which a bridge does not forward (IEEE 802.1Q-2018 table 8-1).
+    /// A group address that concerns the next bridge alone, and is not forwarded: 01:80:c2:00:00:0X (IEEE 802.1Q-2018 table 8-1), and
+    /// those of Cisco's protocols that Open vSwitch counts among them.
     #[inline]
     pub fn is_reserved(self) -> bool {
-        self.0 & 0xf0ff_ffff_ffff == 0x0000_00c2_8001
+        self.0 & 0xf0ff_ffff_ffff == 0x0000_00c2_8001 || self.0 & 0xff_ffff == 0x0c_0001 && self.is_ciscos()
+    }
+
+    /// Of 01:00:0c: ISL; CDP, VTP, DTP and others; PVST+; the VLAN bridge's spanning tree; FlexLink and others.
+    #[cold]
+    fn is_ciscos(self) -> bool {
+        let [.., d, e, f] = self.bytes();
+        matches!(
+            [d, e, f],
+            [0, 0, 0] | [0xcc, 0xcc, 0xcc | 0xcd | 0xc0..=0xc7] | [0xcd, 0xcd, 0xcd]
+        )
     }
 }
 
@@ -189,6 +200,12 @@ mod tests {
     fn addresses_are_classified() {
         let mac = |s: [u8; 6]| Mac::new(s);
         assert!(mac([0xff; 6]).is_group() && !mac([0xff; 6]).is_reserved());
+        for end in [0, 0xcc_cccc, 0xcc_cccd, 0xcd_cdcd, 0xcc_ccc0, 0xcc_ccc7_u32] {
+            let [_, d, e, f] = end.to_be_bytes();
+            assert!(mac([1, 0, 0xc, d, e, f]).is_reserved(), "{end:x}");
+            assert!(!mac([1, 0, 0xc, d, e, f ^ 0x10]).is_reserved(), "{end:x}");
+            assert!(!mac([1, 0, 0x5e, d, e, f]).is_reserved(), "{end:x}");
+        }
         assert!(mac([1, 0x80, 0xc2, 0, 0, 0]).is_reserved() && mac([1, 0x80, 0xc2, 0, 0, 0xf]).is_reserved());
         assert!(
             !mac([1, 0x80, 0xc2, 0, 0, 0x10]).is_reserved() && !mac([1, 0x80, 0xc2, 0, 1, 0]).is_reserved()

@@ -26,7 +26,7 @@ pub struct Bridge {
     pub ports: Vec<PortIndex>,
     /// In the order of [`Mirror::in_order`].
     pub mirrors: Vec<Mirror>,
-    /// Forward 01:80:c2:00:00:0X as well (other_config:forward-bpdu).
+    /// Forward reserved addresses as well (other_config:forward-bpdu).
     pub forward_reserved: bool,
 }
 

@@ -18,10 +18,20 @@ impl VlanSet {
     /// Those of `vids`; larger numbers are ignored.
     pub fn of(vids: &[u16]) -> VlanSet {
         let mut set = VlanSet(Box::new([0; 64]));
-        for &vid in vids.iter().filter(|&&v| v < 4096) {
-            set.0[usize::from(vid >> 6)] |= 1 << (vid & 63);
-        }
+        vids.iter().for_each(|&vid| set.insert(vid));
         set
+    }
+
+    fn insert(&mut self, vid: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(vid >> 6)) {
+            *word |= 1 << (vid & 63);
+        }
+    }
+
+    fn remove(&mut self, vid: u16) {
+        if let Some(word) = self.0.get_mut(usize::from(vid >> 6)) {
+            *word &= !(1 << (vid & 63));
+        }
     }
 
     /// Is `vid` in it?
@@ -88,13 +98,14 @@ impl VlanPolicy {
 
     /// As a trunk, but untagged frames belong to VLAN `tag`, which leaves tagged or not as `egress_tagged` says.
     pub fn native(tag: u16, trunks: &[u16], egress_tagged: bool) -> VlanPolicy {
-        let mut vids = trunks.to_vec();
-        vids.push(tag);
-        let tagged = if trunks.is_empty() {
+        let mut tagged = if trunks.is_empty() {
             VlanSet::all()
         } else {
-            VlanSet::of(&vids)
+            VlanSet::of(trunks)
         };
+        // Frames of VLAN 0 would leave untagged, and be the native VLAN's at the other end.
+        tagged.remove(0);
+        tagged.insert(tag);
         VlanPolicy {
             untagged: Some(tag),
             tagged,

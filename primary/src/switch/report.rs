@@ -153,7 +153,7 @@ impl Switch {
         statistics.insert("tx_dropped".into(), dropped("tx_"));
         statistics.insert(
             "rx_errors".into(),
-            total(Counter::RxBadMbuf) + total(Counter::RxBadRing),
+            total(Counter::RxBadMbuf) + total(Counter::RxBadRing) + total(Counter::RxTooLong),
         );
         statistics.insert("tx_errors".into(), 0);
         statistics

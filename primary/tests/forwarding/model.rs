@@ -53,7 +53,8 @@ impl Mode {
             Mode::Access(tag) => (vlan == *tag).then_some(false),
             Mode::Trunk(trunks) => Self::carries(trunks, vlan).then_some(vlan != 0),
             Mode::Native { tag, tagged, .. } if vlan == *tag => Some(*tagged && vlan != 0),
-            Mode::Native { trunks, .. } => Self::carries(trunks, vlan).then_some(vlan != 0),
+            // The other end would take untagged frames for the native VLAN's.
+            Mode::Native { trunks, .. } => (vlan != 0 && Self::carries(trunks, vlan)).then_some(true),
         }
     }
 }
