@@ -181,6 +181,8 @@ keep_changes() {
     local -A first=() last=()
     local kind thing was new key order=()
     while IFS=$'\t' read -r kind thing was new; do
+        # A line that was cut off was not acted on
+        [ -n "$new" ] || continue
         key=$kind$'\t'$thing
         [ -n "${first[$key]+there}" ] || { order+=("$key"); first[$key]=$was; }
         last[$key]=$new

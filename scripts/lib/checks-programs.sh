@@ -22,6 +22,7 @@ check_programs() {
     check_program warn lspci pciutils
     if [ -z "$root" ]; then
         check_rust
+        check_build
         qemu=$(find_qemu)
         if [ -z "$qemu" ]; then
             report warn qemu "none is built or installed" "scripts/build-qemu, for -netdev dpdk"
@@ -59,6 +60,19 @@ check_rust() {
         report ok program.cargo "$cargo $have; the switch is built by $wanted or later"
     else
         report warn program.cargo "$cargo $have: too old, the switch is built by $wanted or later" "rustup update stable"
+    fi
+}
+
+# What else it takes
+check_build() {
+    local entry missing=()
+    for entry in "${build_packages[@]}"; do
+        [ -e "${entry#*:}" ] || missing+=("${entry%%:*}")
+    done
+    if [ ${#missing[@]} = 0 ]; then
+        report ok build "Debian's packages for building the switch are there"
+    else
+        report warn build "not all of Debian's packages for building the switch are installed" "apt install ${missing[*]}"
     fi
 }
 
@@ -106,8 +120,9 @@ check_kvm() {
     answer=$(VM_IMAGE=${image%/manifest} timeout --kill-after=5 30 "$top/scripts/probe-accel" "$qemu" 2>/dev/null) || answer=
     case $answer in
     kvm) report ok kvm "works: a guest has booted by it" ;;
-    *) report warn kvm "/dev/kvm is there, but a guest that was started by it did not boot" \
+    tcg) report warn kvm "/dev/kvm is there, but a guest that was started by it did not boot" \
         "a nested host? Run guests by emulation: -accel tcg -cpu max" ;;
+    *) report warn kvm "/dev/kvm is there; whether it works could not be tried" "scripts/probe-accel in the source tree says why" ;;
     esac
 }
 

@@ -45,8 +45,9 @@ need_packages() {
         run "${apt[@]}" --download-only install "${missing[@]}" || die "packages can't be had: ${missing[*]}"
     }
     # Debian's package starts the stock ovs-vswitchd, which nobody asked for here.
-    local policy=/usr/sbin/policy-rc.d status=0
+    local policy=/usr/sbin/policy-rc.d made='' status=0
     if [ ! -e $policy ]; then
+        made=1
         undo_note file $policy
         printf '#!/bin/sh\nexit 101\n' >$policy
         chmod 755 $policy
@@ -55,7 +56,7 @@ need_packages() {
     job_patience=600
     run "${apt[@]}" install "${missing[@]}" || status=$?
     job_patience=10
-    undo_last_file $policy
+    [ -z "$made" ] || undo_last_file $policy
     [ $status = 0 ] || die "installing ${missing[*]} failed"
 }
 

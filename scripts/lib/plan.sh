@@ -239,6 +239,11 @@ plan_boot() {
         return
     fi
     [ -r "$shipped" ] || { problems+=("--at-boot needs $shipped"); return; }
+    # Such a path would need quotes in the unit, which is read back by words
+    [[ $top =~ ^[A-Za-z0-9/._+:@-]+$ ]] || {
+        problems+=("--at-boot: systemd can't start a program by the path '$top/scripts/host-setup'; install the scripts first (docs/guide.md, As a service)")
+        return
+    }
     boot_options "$dir/$unit"
     if [ ${#options[@]} = 0 ]; then
         want link "$dir/multi-user.target.wants/$unit" -

@@ -15,6 +15,28 @@ log=$state/log undo_log=$state/undo
 # shellcheck source=scripts/lib/machine.sh
 . "$top/scripts/lib/machine.sh"
 
+# Held for as long as this script or a child of it runs; with the boot in which it does
+exec 7>"$state/lock"
+flock 7
+cat /proc/sys/kernel/random/boot_id >&7
+
+# Takes back what runs that were killed have left: directories of this user's that nobody holds
+undo_killed() {
+    local left undo_log
+    for left in "${TMPDIR:-/tmp}"/dpdk-vswitch-*.??????; do
+        [ -O "$left" ] && [ ! -L "$left" ] && { exec 6<"$left/lock"; } 2>/dev/null || continue
+        if flock -n 6; then
+            say "Taking back what a run that was killed has left in $left"
+            undo_log=$left/undo
+            # All else that it changed has ended with its boot
+            cmp -s "$left/lock" "$state/lock" || sed -i '/^file /!d' "$undo_log"
+            undo_all || true
+            rm -rf "$left"
+        fi
+        exec 6<&-
+    done
+}
+
 why=''
 finish() {
     local status=$?
@@ -29,3 +51,4 @@ finish() {
 trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
+undo_killed

@@ -3,7 +3,8 @@
 #
 # Each change is noted in the file $undo_log *before* anything can go wrong after
 # it, and undo_all takes them back in reverse order. The notes outlive the
-# script: even after `kill -9` another run can put things right.
+# script: even after `kill -9` another run can put things right (scratch.sh,
+# and the demo for itself).
 #
 #   proc NAME PID START   a process and when it started (so that a process that
 #                         got the same number later is left alone)
@@ -21,7 +22,7 @@ undo_note() {
 # Takes back the newest entry, `file PATH`
 undo_last_file() {
     rm -f "$1"
-    [ "$(tail -n 1 "$undo_log")" != "file $1" ] || sed -i '$d' "$undo_log"
+    sed -i '$d' "$undo_log"
 }
 
 # The time a process started, in clock ticks since boot; nothing if there is none
@@ -102,6 +103,8 @@ undo_all() {
     [ -e "$undo_log" ] || return 0
     while read -r entry; do
         read -r what first second third <<<"$entry"
+        # A path alone may hold blanks
+        case $what in switch | mount | mkdir | file) first=${entry#* } ;; esac
         case $what in
         proc)
             end_process "$second" "$third" 10 || {

@@ -232,6 +232,22 @@ fn a_run_that_was_killed_is_taken_back() {
     assert_eq!(host.pages(0), 100);
 }
 
+/// A power cut during a boot must not cost all boots after it the hugepages.
+#[test]
+fn at_boot_it_goes_on_where_a_run_was_cut_off() {
+    let host = FakeHost::new();
+    host.write(
+        "var/lib/dpdk-vswitch-host/under-way",
+        &format!("pages\t{PAGES}\t100\t400\nfile\t/etc/never-written\t-\t"),
+    );
+    let said = host.setup("--hugepages 512 --keep-going --yes");
+    assert_eq!(said.status, 0, "{said:?}");
+    assert_eq!(host.pages(0), 256);
+    assert!(!host.path("var/lib/dpdk-vswitch-host/under-way").exists());
+    let said = host.setup("--undo --yes");
+    assert_eq!((said.status, host.pages(0)), (0, 100), "{said:?}");
+}
+
 #[test]
 fn it_asks_before() {
     let host = FakeHost::new();

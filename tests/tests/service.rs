@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{PermissionsExt, chown, symlink};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
@@ -250,8 +250,20 @@ fn systemd_understands_the_units() {
         files.push(file);
     }
     assert_eq!(files.len(), 3, "{files:?}");
+    // As cloud-init's stage that sets the network up: NICs have to be DPDK's before it, and it comes before nearly all else.
+    let early = dir.path().join("early-network.service");
+    fs::write(
+        &early,
+        "[Unit]\nDefaultDependencies=no\nAfter=network-pre.target\nBefore=sysinit.target\n[Service]\nExecStart=/bin/true\n",
+    )
+    .unwrap();
+    let wants = dir.path().join("sysinit.target.wants");
+    fs::create_dir(&wants).unwrap();
+    symlink(&early, wants.join("early-network.service")).unwrap();
+    files.push(early);
     let said = run(Command::new("systemd-analyze").arg("verify").args(&files));
-    let ours: Vec<_> = said.stderr.lines().filter(|l| l.contains("dpdk-")).collect();
+    let wrong = |line: &&str| line.contains("dpdk-") || line.contains("cycle");
+    let ours: Vec<_> = said.stderr.lines().filter(wrong).collect();
     assert!(said.status == 0 && ours.is_empty(), "{said:?}");
 }
 
