@@ -18,7 +18,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR")]
     pub statedir: Option<PathBuf>,
 
-    /// Use the ovsdb-server that runs at TARGET (unix:PATH or tcp:HOST:PORT) instead of an own one
+    /// Use the ovsdb-server that runs at TARGET (unix:PATH or tcp:ADDRESS:PORT) instead of an own one
     #[arg(long, value_name = "TARGET")]
     pub db: Option<String>,
 

@@ -66,7 +66,17 @@ fn a_capture_file_is_played_to_a_client() {
         error,
         "options:n_rxq=3 is more than its device can do, which has 1"
     );
-    switch.vsctl("remove Interface wire options n_rxq");
+    // A value that can't be is named, and costs nobody the device.
+    for (option, value, why) in [
+        ("n_rxq", "0", "not a number from 1 to 64"),
+        ("rx-flow-ctrl", "on", "neither true nor false"),
+    ] {
+        switch.vsctl(&format!("set Interface wire options:{option}={value}"));
+        let error = switch.get("Interface", "wire", "error");
+        assert!(error.contains(option) && error.contains(why), "{error}");
+        assert_eq!(switch.get("Interface", "wire", "link_state"), "up");
+        switch.vsctl(&format!("remove Interface wire options {option}"));
+    }
     assert_eq!(switch.vsctl("get Interface wire error"), "[]\n");
 }
 

@@ -114,6 +114,46 @@ fn interfaces_come_and_go_with_their_ports() {
     assert!(!has_interface("br0"));
 }
 
+/// An interface of the host's is not made anew, addresses and all, for what it can't be given while it is there.
+#[test]
+fn what_can_not_change_leaves_the_interface_alone() {
+    let switch = Switch::with_ports(&[1]);
+    switch.vsctl("add-port br0 int0 -- set Interface int0 type=internal");
+    let index = interface_file("int0", "ifindex");
+    for (queues, why) in [
+        ("2", "made with 1, and stays so"),
+        ("17", "not a number from 1 to 16"),
+    ] {
+        switch.vsctl(&format!("set Interface int0 options:n_rxq={queues}"));
+        let error = switch.get("Interface", "int0", "error");
+        assert!(
+            error.contains(&format!("n_rxq={queues}")) && error.contains(why),
+            "{error}"
+        );
+        assert_eq!(interface_file("int0", "ifindex"), index);
+    }
+    switch.vsctl("remove Interface int0 options n_rxq");
+    assert_eq!(switch.get("Interface", "int0", "error"), "[]");
+
+    // In another namespace its MTU is out of reach: what the switch sends there is not to change either.
+    let namespace = Namespace::new();
+    namespace.take("int0", "10.9.0.1/24");
+    switch.vsctl("set Interface int0 mtu_request=1400");
+    let error = switch.get("Interface", "int0", "error");
+    assert!(error.contains("another network namespace"), "{error}");
+    assert_eq!(switch.get("Interface", "int0", "mtu"), "1500");
+    let mut client = Bare::attached(&switch, 1);
+    let frame = Frame::marked(BROADCAST, mac(1), 1, 1514);
+    namespace.enter(|| {
+        let kernel = PacketSocket::open("int0");
+        client.send(std::slice::from_ref(&frame));
+        assert_eq!(
+            kernel.receive(|f| f.bytes[12..14] == EXPERIMENT.to_be_bytes()),
+            frame
+        );
+    });
+}
+
 #[test]
 fn namespaces_reach_each_other() {
     let Net { left, right, switch } = Net::new();

@@ -431,8 +431,17 @@ fn appctl_answers() {
     assert_eq!(row[..3], ["1", "0", "02:00:00:00:00:01"]);
     switch.appctl("fdb/add br0 dpdkr2 0 02:00:00:00:00:33");
     assert!(switch.appctl("fdb/show br0").contains("static"));
-    // It stays when the table gets another size.
+    // It stays when the table gets another size, as does what was learned; and when the port's client goes.
     switch.vsctl("set Bridge br0 other_config:mac-table-size=100");
+    let table = switch.appctl("fdb/show br0");
+    assert!(
+        table.contains("static") && table.contains("02:00:00:00:00:01"),
+        "{table}"
+    );
+    drop(two);
+    eventually("its client is gone", || {
+        switch.appctl("memory/show").contains("clients:1")
+    });
     assert!(switch.appctl("fdb/show br0").contains("static"));
     switch.appctl("fdb/flush");
     assert_eq!(switch.appctl("vlog/set attach:dbg"), "");

@@ -281,12 +281,23 @@ impl MacTable {
         self.buckets().view().find(key).is_some()
     }
 
-    /// Adds the fixed entries of `other`; says how many find no room.
-    pub fn add_fixed_of(&self, other: &MacTable, now: u32) -> usize {
-        let fixed = other.entries(now).into_iter().filter(|entry| entry.age.is_none());
-        fixed
-            .filter(|entry| !self.add_fixed(Key::new(entry.vlan, entry.mac), entry.port, now))
-            .count()
+    /// Adds the entries of `other`; says how many fixed ones find no room.
+    pub fn add_all_of(&self, other: &MacTable, now: u32) -> usize {
+        let mut lost = 0;
+        let mut learned = Vec::new();
+        for entry in other.entries(now) {
+            let key = Key::new(entry.vlan, entry.mac);
+            match entry.age {
+                None => lost += usize::from(!self.add_fixed(key, entry.port, now)),
+                Some(age) => learned.push((age, key, entry.port)),
+            }
+        }
+        // The oldest first: where there is no room for all, they go.
+        learned.sort_by_key(|&(age, ..)| std::cmp::Reverse(age));
+        for (age, key, port) in learned {
+            self.insert(key, port, now.saturating_sub(age), false);
+        }
+        lost
     }
 
     fn insert(&self, key: Key, port: u16, now: u32, fixed: bool) -> bool {
@@ -374,9 +385,14 @@ impl MacTable {
         self.lock().totals.expired += expired as u64;
     }
 
-    /// Forgets everything learned on `port`, fixed entries too: the port is gone or has lost its link.
+    /// Forgets everything on `port`, fixed entries too: the port is gone.
     pub fn flush_port(&self, port: u16) {
         self.remove_if(|value| value.port() == port);
+    }
+
+    /// Forgets everything learned on `port`, which has lost its link.
+    pub fn flush_learned(&self, port: u16) {
+        self.remove_if(|value| value.port() == port && !value.fixed());
     }
 
     /// Forgets everything learned.
@@ -713,8 +729,31 @@ mod tests {
         table.flush();
         assert_eq!(table.reader(100_000).lookup(key(5, 1)), Some(3));
         assert_eq!(table.entries(1)[0].age, None);
+        table.learn(key(5, 2), 3, 1);
+        table.flush_learned(3);
+        assert_eq!(table.len(), 1, "the port has lost its link");
         table.flush_port(3);
         assert!(table.is_empty());
+    }
+
+    /// Another size of the table costs nobody his address, nor its age, as long as there is room.
+    #[test]
+    fn a_table_of_another_size_knows_the_same() {
+        let table = MacTable::new(1000, 300);
+        for n in 0..500 {
+            table.learn(key(n as u16 % 3, n), n as u16 % 7, 10 + n as u32 / 5);
+        }
+        table.add_fixed(key(7, 7), 9, 50);
+        for size in [400, 600, 30_000] {
+            let other = MacTable::new(size, 300);
+            assert_eq!(other.add_all_of(&table, 200), 0);
+            let (before, after) = (table.entries(200), other.entries(200));
+            if size > 500 {
+                assert_eq!(after, before);
+            } else {
+                assert!(after.len() > size * 9 / 10 && after.iter().all(|entry| before.contains(entry)));
+            }
+        }
     }
 
     /// More of them than the table has places for: who has no place is told so.
@@ -727,16 +766,16 @@ mod tests {
             assert_eq!(reader.lookup(key(1, n)), added.then_some(3));
         }
         assert!(added.contains(&false) && added[..100].iter().all(|added| *added));
-        // A larger table takes them over, and nothing else; another one as small has no room for all of them.
+        // A larger table takes them over, and what was learned; another one as small has no room for all of them.
         table.learn(key(1, 30_000), 4, 1);
         let larger = MacTable::new(30_000, 300);
         let count = added.iter().filter(|added| **added).count();
         assert_eq!(
-            (larger.add_fixed_of(&table, 2), larger.entries(2).len()),
-            (0, count)
+            (larger.add_all_of(&table, 2), larger.entries(2).len()),
+            (0, table.entries(2).len())
         );
         let small = MacTable::new(LEAST_SIZE, 300);
-        let lost = small.add_fixed_of(&larger, 2);
+        let lost = small.add_all_of(&larger, 2);
         assert_eq!(lost + small.entries(2).len(), count);
     }
 

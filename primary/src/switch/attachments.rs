@@ -174,8 +174,14 @@ impl Ports for Switch {
         let mut ours: Vec<(Bell, Ringer)> = Vec::with_capacity(queues);
         for _ in 0..queues {
             let pairs = doorbell::pair().and_then(|to_switch| Ok((to_switch, doorbell::pair()?)));
-            let ((their_ringer, bell), (ringer, their_bell)) =
-                pairs.map_err(|e| no_memory(format!("doorbells: {e}")))?;
+            let ((their_ringer, bell), (ringer, their_bell)) = pairs.map_err(|e| Refused {
+                reason: Reason::NoMemory,
+                text: format!(
+                    "port {}: no descriptors for its doorbells ({e}); raise the switch's limit of open files \
+                         (LimitNOFILE= of its unit, or ulimit -n)",
+                    hello.port
+                ),
+            })?;
             theirs.extend([their_ringer.into(), their_bell.into()]);
             ours.push((bell, ringer));
         }
@@ -254,9 +260,7 @@ impl Ports for Switch {
         // No thread works on the session any more when this returns.
         self.publish();
         fault::point(Point::ReleaseUnpublished);
-        for bridge in self.bridges.values() {
-            bridge.table.flush_port(claim.index);
-        }
+        self.flush_learned(claim.index);
         let reclaimed = claim.session.reclaim(&self.parts.ledger);
         fault::point(Point::Reclaimed);
         log::info!(

@@ -15,7 +15,7 @@ use crate::datapath::port::{EthdevIo, PortIndex};
 impl Switch {
     /// Attaches a device and starts it.
     pub(super) fn start_device(
-        &self,
+        &mut self,
         name: &DeviceName,
         setup: &Setup,
         index: PortIndex,
@@ -35,8 +35,13 @@ impl Switch {
             let complaint = address.and_then(|address| Pci::default().complaint(&address));
             complaint.unwrap_or_else(|| explain_devargs(&devargs, e))
         })?;
-        self.run_device(opened, setup, index)
-            .map_err(|e| explain_devargs(&devargs, e))
+        let backend = self
+            .run_device(opened, setup, index)
+            .map_err(|e| explain_devargs(&devargs, e))?;
+        if let DeviceName::Number(number) = name {
+            self.numbered.insert(*number, devargs);
+        }
+        Ok(backend)
     }
 
     /// DPDK's name of a device.
@@ -45,6 +50,10 @@ impl Switch {
             DeviceName::Devargs(devargs) => return Ok(devargs.clone()),
             DeviceName::Number(number) => *number,
         };
+        // Others may have another number since: a NIC was pulled out, or bound.
+        if let Some(device) = self.numbered.get(&number) {
+            return Ok(device.clone());
+        }
         if !self.first_devices.is_empty() {
             let device = self.first_devices.iter().find(|(port, _)| *port == number);
             let count = self.first_devices.len();
@@ -196,7 +205,6 @@ impl Switch {
         if let Some(io) = unshare(io) {
             io.device.surrender();
         }
-        self.first_devices.retain(|(_, name)| *name != device);
         if let Some(state) = self.ports.get_mut(name) {
             state.backend = Backend::Failed(why);
         }

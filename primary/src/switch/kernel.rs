@@ -128,6 +128,8 @@ pub struct KernelPort {
     pub state: State,
     /// Bytes of payload, as far as the driver goes: it gives up a whole burst for one frame that is longer.
     pub mtu: u16,
+    /// Why it has not the MTU that was asked for last.
+    pub mtu_fault: Option<String>,
     /// The address as configured; the host may have set another.
     mac: MacAddr,
 }
@@ -203,6 +205,7 @@ impl KernelPort {
             via,
             state: State::Down,
             mtu,
+            mtu_fault: None,
             mac: request.mac,
         };
         port.switch_off(parts);
@@ -230,10 +233,17 @@ impl KernelPort {
         if mtu < asked {
             log::warn!("{}: mtu_request {asked} is more than {most}", self.netdev.name());
         }
+        // By its name: one that was moved to another namespace is out of reach, and what it takes is not known to change.
+        self.mtu_fault = self.netdev.set_mtu(mtu).err().map(|e| {
+            format!("mtu_request={mtu}: {e}; an interface in another network namespace is given its MTU there, and takes {} from the switch", self.mtu)
+        });
+        if let Some(fault) = &self.mtu_fault {
+            log::warn!("{}: {fault}", self.netdev.name());
+            return;
+        }
         if let Err(e) = self.io.device.set_mtu(mtu) {
             log::warn!("{e}");
         }
-        self.apply_mtu(mtu);
         self.mtu = mtu;
     }
 
@@ -286,7 +296,7 @@ impl Switch {
         for (name, index, seen) in &changed {
             match seen {
                 State::Up => {}
-                State::Down => self.flush_port(*index),
+                State::Down => self.flush_learned(*index),
                 State::Gone => self.discard(
                     name,
                     "its interface was deleted from the kernel; the next change of the configuration makes it again",

@@ -11,16 +11,16 @@ use super::pci;
 pub enum Kind {
     /// The bridge's own port, to the host kernel.
     Local,
-    /// Another port to the host kernel.
-    Kernel { queues: u16 },
+    /// Another port to the host kernel. An error names a value that can't be.
+    Kernel { queues: Result<u16, String> },
     /// An interface that the host has.
     Netdev,
     /// A client ring port, QEMU's `port=N`.
     Client { port: u16 },
-    /// A NIC or vdev.
+    /// A NIC or vdev. An error names a value that can't be.
     Ethdev {
         device: DeviceName,
-        options: DeviceOptions,
+        options: Result<DeviceOptions, String>,
     },
 }
 
@@ -112,7 +112,7 @@ impl Kind {
                 Some(devargs) if devargs.is_empty() => Err("options:dpdk-devargs is empty".into()),
                 Some(devargs) => Ok(Kind::Ethdev {
                     device: DeviceName::Devargs(in_full(devargs)),
-                    options: DeviceOptions::of(interface)?,
+                    options: DeviceOptions::of(interface),
                 }),
                 None => Self::historic(interface),
             },
@@ -124,7 +124,7 @@ impl Kind {
                 };
                 Ok(Kind::Client { port })
             }
-            "internal" | "tap" => Self::kernel(interface),
+            "internal" | "tap" => Ok(Self::kernel(interface)),
             "" | "system" => Ok(Kind::Netdev),
             other => {
                 let instead = match other {
@@ -140,16 +140,17 @@ impl Kind {
         }
     }
 
-    fn kernel(interface: &InterfaceConfig) -> Result<Kind, String> {
-        Ok(Kind::Kernel {
-            queues: number(interface, "n_rxq", 1, 1..=16)?,
-        })
+    fn kernel(interface: &InterfaceConfig) -> Kind {
+        Kind::Kernel {
+            queues: number(interface, "n_rxq", 1, 1..=16),
+        }
     }
 
     /// Do both stand for the same thing, however it is set up?
     pub fn is_same_place(&self, other: &Kind) -> bool {
         match (self, other) {
             (Kind::Ethdev { device, .. }, Kind::Ethdev { device: other, .. }) => device == other,
+            (Kind::Kernel { .. }, Kind::Kernel { .. }) => true,
             _ => self == other,
         }
     }
@@ -160,9 +161,9 @@ impl Kind {
             Some(port @ 1..=15) => Ok(Kind::Client { port }),
             Some(port @ 16..=31) => Ok(Kind::Ethdev {
                 device: DeviceName::Number(port - 16),
-                options: DeviceOptions::of(interface)?,
+                options: DeviceOptions::of(interface),
             }),
-            Some(32..=47) => Self::kernel(interface),
+            Some(32..=47) => Ok(Self::kernel(interface)),
             Some(n) => Err(format!(
                 "'{name}': {n} is no port of the historic scheme (1-15 clients, 16-31 NICs, 32-47 host kernel); set \
                  options:dpdk-devargs for a NIC, type=dpdkr for more client ports, or type=internal for the host"
@@ -170,6 +171,26 @@ impl Kind {
             None => Err(format!(
                 "'{name}' is missing options:dpdk-devargs. The old 'dpdk<port_id>' names are not supported"
             )),
+        }
+    }
+
+    /// Is it DPDK's port `number`, whichever that is?
+    pub fn is_numbered(&self, number: u16) -> bool {
+        matches!(self, Kind::Ethdev { device: DeviceName::Number(n), .. } if *n == number)
+    }
+
+    /// What can't be had of `asked` while a port of this kind, which is in the same place, works.
+    pub fn cannot_become(&self, asked: &Kind) -> Option<String> {
+        match (self, asked) {
+            (Kind::Kernel { queues: Ok(has) }, Kind::Kernel { queues: Ok(asked) }) if has != asked => {
+                Some(format!(
+                    "options:n_rxq={asked}: it was made with {has}, and stays so; with del-port and add-port it is made anew, without its addresses"
+                ))
+            }
+            (_, Kind::Kernel { queues: Err(e) } | Kind::Ethdev { options: Err(e), .. }) => {
+                Some(format!("{e}; it stays as it is"))
+            }
+            _ => None,
         }
     }
 
@@ -295,11 +316,11 @@ mod tests {
             kind("ovs_dpdk_17", "dpdk", &[("n_rxq", "2")]),
             Ok(Kind::Ethdev {
                 device: DeviceName::Number(1),
-                options: DeviceOptions { rx_queues: 2, .. }
+                options: Ok(DeviceOptions { rx_queues: 2, .. })
             })
         ));
         for kernel in ["ovs_dpdk_32", "ovs_dpdk_47"] {
-            assert_eq!(kind(kernel, "dpdk", &[]), Ok(Kind::Kernel { queues: 1 }));
+            assert_eq!(kind(kernel, "dpdk", &[]), Ok(Kind::Kernel { queues: Ok(1) }));
         }
         for bad in ["ovs_dpdk_0", "ovs_dpdk_48", "ovs_dpdk_02", "ovs_dpdk_", "dpdk0"] {
             assert!(kind(bad, "dpdk", &[]).is_err(), "{bad}");
@@ -311,10 +332,10 @@ mod tests {
     #[test]
     fn modern_forms() {
         assert_eq!(kind("br0", "internal", &[]), Ok(Kind::Local));
-        assert_eq!(kind("int0", "internal", &[]), Ok(Kind::Kernel { queues: 1 }));
+        assert_eq!(kind("int0", "internal", &[]), Ok(Kind::Kernel { queues: Ok(1) }));
         assert_eq!(
             kind("tap0", "tap", &[("n_rxq", "2")]),
-            Ok(Kind::Kernel { queues: 2 })
+            Ok(Kind::Kernel { queues: Ok(2) })
         );
         for system in ["", "system"] {
             assert_eq!(kind("eth0", system, &[]), Ok(Kind::Netdev));
@@ -429,16 +450,19 @@ mod tests {
                 .unwrap_err()
                 .contains("options:port=x")
         );
-        assert!(
-            kind("nic", "dpdk", &[("dpdk-devargs", "a"), ("n_rxq", "0")])
-                .unwrap_err()
-                .contains("n_rxq=0")
-        );
-        assert!(
-            kind("nic", "dpdk", &[("dpdk-devargs", "a"), ("tx-flow-ctrl", "on")])
-                .unwrap_err()
-                .contains("tx-flow-ctrl=on")
-        );
+        // The device is known all the same.
+        for (option, value) in [("n_rxq", "0"), ("tx-flow-ctrl", "on")] {
+            let nic = kind("nic", "dpdk", &[("dpdk-devargs", "a"), (option, value)]).unwrap();
+            let Kind::Ethdev {
+                device,
+                options: Err(error),
+            } = nic
+            else {
+                panic!("{nic:?}");
+            };
+            assert_eq!(device, DeviceName::Devargs("a".into()));
+            assert!(error.contains(&format!("{option}={value}")), "{error}");
+        }
         assert!(kind("x", "gre", &[]).unwrap_err().contains("'gre'"));
         for vhost in ["dpdkvhostuser", "dpdkvhostuserclient"] {
             let error = kind("vm1", vhost, &[]).unwrap_err();

@@ -164,24 +164,36 @@ impl PortState {
             Backend::Local(reason) | Backend::Failed(reason) => Some(reason),
             _ => None,
         };
-        let complaints = reason.into_iter().chain(&self.complaints).cloned();
+        let mtu = match &self.backend {
+            Backend::Kernel { port, .. } => port.mtu_fault.as_ref(),
+            _ => None,
+        };
+        let complaints = reason.into_iter().chain(&self.complaints).chain(mtu).cloned();
         complaints.chain(self.shortfalls()).collect()
     }
 
     /// What its device has less of than its row asks for.
     fn shortfalls(&self) -> Vec<String> {
         let mtu = self.mtu_request.unwrap_or(0);
+        // Why not is named elsewhere.
+        let kernel_mtu = |port: &KernelPort| {
+            (
+                "mtu_request",
+                if port.mtu_fault.is_some() { 0 } else { mtu },
+                port.mtu,
+            )
+        };
         let amounts = match (&self.kind, &self.backend) {
             (_, Backend::Ethdev { io, setup, .. }) => vec![
                 ("mtu_request", mtu, io.device.mtu()),
                 ("options:n_rxq", setup.rx_queues, io.device.rx_queues()),
                 ("options:n_txq", setup.tx_queues, io.device.tx_queues()),
             ],
-            (Kind::Kernel { queues }, Backend::Kernel { port, .. }) => vec![
-                ("mtu_request", mtu, port.mtu),
+            (Kind::Kernel { queues: Ok(queues) }, Backend::Kernel { port, .. }) => vec![
+                kernel_mtu(port),
                 ("options:n_rxq", *queues, port.io.device.rx_queues()),
             ],
-            (_, Backend::Kernel { port, .. }) => vec![("mtu_request", mtu, port.mtu)],
+            (_, Backend::Kernel { port, .. }) => vec![kernel_mtu(port)],
             (_, Backend::Netdev { port, .. }) => vec![("mtu_request", mtu, port.mtu())],
             _ => Vec::new(),
         };
@@ -227,6 +239,8 @@ pub struct Switch {
     overload: Overload,
     /// Devices that EAL attached at its start, by DPDK's port id.
     first_devices: Vec<(u16, String)>,
+    /// The devices that historic ports have, or had when they were last there, by the number in the port's name.
+    numbered: BTreeMap<u16, String>,
     /// Devices that could be had when ports were last set up.
     devices_tried: Vec<String>,
     /// What is of no use any more, and can't be let go at any time.
@@ -258,6 +272,7 @@ impl Switch {
             complaints: Vec::new(),
             overload: Overload::default(),
             first_devices: ethdev::attached_devices(),
+            numbered: BTreeMap::new(),
             devices_tried: Vec::new(),
             discarded: Vec::new(),
             notices: Vec::new(),

@@ -248,7 +248,7 @@ impl Switch {
         if changed {
             self.publish();
         }
-        down.into_iter().for_each(|index| self.flush_port(index));
+        down.into_iter().for_each(|index| self.flush_learned(index));
         for name in gone {
             let why = "the host has this interface no more; it is taken again when it is back";
             log::warn!("{name}: {why}");

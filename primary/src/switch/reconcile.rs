@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use vswitch_common::ethdev::Setup;
 use vswitch_common::fault::{self, Point};
 use vswitch_common::port::message::Reason;
 use vswitch_control::MacAddr;
@@ -55,6 +56,8 @@ impl Switch {
             .filter_map(|(&name, wanted)| Some((name, wanted.kind().ok()?)))
             .collect();
         self.devices_tried = devices::present(kinds.iter().map(|(name, kind)| (*name, kind)));
+        self.numbered
+            .retain(|&number, _| kinds.iter().any(|(_, kind)| kind.is_numbered(number)));
         let mut told = self.remove_unwanted(&wanted);
         // Those that ask for a number first, so that no other port is given it.
         let mut order: Vec<&Wanted<'_>> = wanted.values().collect();
@@ -123,7 +126,7 @@ impl Switch {
                 });
             if state.table.capacity() != table_size {
                 let table = MacTable::new(table_size, aging);
-                let lost = table.add_fixed_of(&state.table, now);
+                let lost = table.add_all_of(&state.table, now);
                 if lost > 0 {
                     log::warn!(
                         "bridge {}: {lost} static addresses find no room in a table of {table_size}",
@@ -198,7 +201,14 @@ impl Switch {
         self.parts.segment.set_port(index.into(), None);
     }
 
-    /// Forgets the addresses learned behind a port.
+    /// Forgets the addresses learned behind a port that has lost its link.
+    pub(super) fn flush_learned(&self, index: PortIndex) {
+        for bridge in self.bridges.values() {
+            bridge.table.flush_learned(index);
+        }
+    }
+
+    /// Forgets all addresses behind a port.
     pub(super) fn flush_port(&self, index: PortIndex) {
         for bridge in self.bridges.values() {
             bridge.table.flush_port(index);
@@ -225,7 +235,7 @@ impl Switch {
             return;
         };
         state.uuid = wanted.interface.uuid;
-        if let (Some(ofport), Some(_)) = (number, state.index()) {
+        if let (Some(ofport), Some(_)) = (number.filter(|_| state.ofport != LOCAL), state.index()) {
             state.ofport = ofport;
         }
         if state.vlan != asked.vlan {
@@ -242,11 +252,19 @@ impl Switch {
         }
         state.affinity = asked.affinity;
         state.mtu_request = asked.mtu_request;
-        complain(&state.who(), &mut state.complaints, asked.complaints);
+        let mut complaints = asked.complaints;
+        complaints.extend(
+            asked
+                .kind
+                .iter()
+                .filter_map(|kind| state.kind.cannot_become(kind)),
+        );
+        complain(&state.who(), &mut state.complaints, complaints);
         if let (Backend::Ethdev { setup, .. }, Ok(Kind::Ethdev { options, .. })) =
             (&state.backend, &asked.kind)
         {
-            let wanted_setup = options.setup(mtu);
+            let options = options.as_ref().map(|options| options.setup(mtu));
+            let wanted_setup = options.unwrap_or(Setup { mtu, ..*setup });
             if *setup != wanted_setup {
                 self.restart_device(&wanted.interface.name, wanted_setup);
             }
@@ -350,7 +368,7 @@ impl Switch {
             Kind::Local | Kind::Kernel { .. } => {
                 let index = self.free_index().ok_or_else(no_index)?;
                 let queues = match kind {
-                    Kind::Kernel { queues } => *queues,
+                    Kind::Kernel { queues } => queues.clone()?,
                     _ => 1,
                 };
                 let request = Request {
@@ -388,7 +406,7 @@ impl Switch {
             }
             Kind::Ethdev { device, options } => {
                 let index = self.free_index().ok_or_else(no_index)?;
-                self.start_device(device, &options.setup(mtu), index)
+                self.start_device(device, &options.clone()?.setup(mtu), index)
             }
         }
     }

@@ -69,7 +69,7 @@ impl Switch {
                 let up = kernel.state == State::Up;
                 (status.admin_state, status.link_state) = (state(up), state(up));
                 status.mac_in_use = netdev.mac().ok().map(MacAddr);
-                status.mtu = netdev.mtu().map(i64::from).or(status.mtu);
+                status.mtu = Some(netdev.mtu().map_or(kernel.mtu.into(), i64::from));
                 status.ifindex = netdev.index().map(i64::from);
                 status.status = text(&[
                     ("backend", kernel.via.name().into()),
