@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use dpdk_vswitchd::datapath::client_port::{QueueMemory, Session};
-use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, Port};
+use dpdk_vswitchd::datapath::port::{FrameLimit, Io, Port};
 use dpdk_vswitchd::datapath::vlan::VlanPolicy;
 use vswitch_common::mbuf::{Checksum, DATA_ROOM, Mbuf};
 use vswitch_common::mempool::Pool;
@@ -149,7 +149,7 @@ pub fn port(index: usize, io: Io) -> Arc<Port> {
         index: index as u16,
         bridge: 0,
         vlan: VlanPolicy::trunk(&[]),
-        max_frame: usize::from(u16::MAX) + FRAME_OVERHEAD,
+        max_frame: FrameLimit::of_mtu(u16::MAX.into()),
         limiter: None,
         io,
     })

@@ -42,7 +42,7 @@ impl Way<'_> {
         frame.target == Some(self.target.index)
             && frame.vlan() == self.vlan
             && frame.is_plain()
-            && frame.len() <= self.target.max_frame
+            && frame.len() <= self.target.max_frame.any
     }
 }
 
@@ -144,7 +144,7 @@ impl Forwarder {
 fn whole_way<'s>(snapshot: &'s Snapshot, from: &Port, found: &Classified<'_>) -> Option<&'s Port> {
     let alike = found.alike?;
     let way = way_to(snapshot, from, alike.target, alike.vlan)?;
-    (way.as_is && alike.longest <= way.target.max_frame).then_some(way.target)
+    (way.as_is && alike.longest <= way.target.max_frame.any).then_some(way.target)
 }
 
 /// Drops what came in by a port from which nothing is forwarded.

@@ -161,7 +161,7 @@ fn copy(
                 let mut len = copied(mirror.snaplen, parsed.tag, egress);
                 // What is left of a large frame can't be cut into segments: it is one of them at most.
                 if frame.is_large() && len < parsed.len() {
-                    len = len.min(target.max_frame - TAG_LEN);
+                    len = len.min(target.max_frame.tagged - TAG_LEN);
                 }
                 out.copy_front_for(target, frame, len)
             }

@@ -20,6 +20,18 @@ use super::port::{Io, Port, PortIndex};
 use super::snapshot::Snapshot;
 use super::vlan::Egress;
 
+/// May a frame of `len` bytes, which are more than any may have that leaves by `target`, leave by it all the same?
+#[cold]
+fn fits(frame: &Mbuf, len: usize, target: &Port) -> bool {
+    let tagged = frame.data().get(ADDRESSES..ADDRESSES + 2) == Some(&[0x81, 0]);
+    let most = if tagged {
+        target.max_frame.tagged
+    } else {
+        target.max_frame.any
+    };
+    len <= most || gso::segments_fit(frame, most)
+}
+
 /// Frames on their way out by one port.
 #[derive(Debug, Default)]
 struct Batch {
@@ -97,7 +109,7 @@ impl Output {
             }
             len = frame.frame_len();
         }
-        if len > target.max_frame && !gso::segments_fit(&frame, target.max_frame) {
+        if len > target.max_frame.any && !fits(&frame, len, target) {
             return self.drop_frame(frame, index, Counter::TxDropTooLong);
         }
         let tag = inserts_tag.then_some(vlan);

@@ -135,7 +135,7 @@ impl Polled {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::datapath::port::FRAME_OVERHEAD;
+    use crate::datapath::port::FrameLimit;
     use crate::datapath::snapshot::{Assigned, RxQueue};
     use crate::datapath::vlan::VlanPolicy;
 
@@ -145,7 +145,7 @@ pub(super) mod tests {
             index: 0,
             bridge: 0,
             vlan: VlanPolicy::access(0),
-            max_frame: FRAME_OVERHEAD,
+            max_frame: FrameLimit::of_mtu(0),
             limiter: None,
             io: Io::Down,
         };

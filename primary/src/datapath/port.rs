@@ -12,6 +12,7 @@ use vswitch_common::mbuf::Mbuf;
 use super::client_port::Session;
 use super::clock::tsc;
 use super::limit::Limiter;
+use super::parse::{HEADER_LEN, TAG_LEN};
 use super::vlan::VlanPolicy;
 
 /// Index of a port in the datapath, of its counters, and in the learning tables. Stays the same while it exists.
@@ -24,8 +25,8 @@ pub struct Port {
     /// Index of its bridge in the snapshot; [`NO_BRIDGE`] of a mirror's output.
     pub bridge: usize,
     pub vlan: VlanPolicy,
-    /// Bytes of the longest frame that leaves by it: MTU, Ethernet header and two tags.
-    pub max_frame: usize,
+    /// Bytes of the longest frame that leaves by it.
+    pub max_frame: FrameLimit,
     /// What keeps what comes in by it to its limits.
     pub limiter: Option<Arc<Limiter>>,
     pub io: Io,
@@ -35,7 +36,36 @@ pub struct Port {
 pub const NO_BRIDGE: usize = usize::MAX;
 
 /// Ethernet header and two VLAN tags, which come on top of the MTU.
-pub const FRAME_OVERHEAD: usize = 22;
+pub const FRAME_OVERHEAD: usize = HEADER_LEN + 2 * TAG_LEN;
+
+/// Bytes of the longest frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameLimit {
+    /// Of any.
+    pub any: usize,
+    /// Of one with an 802.1Q tag (TPID 0x8100) in front.
+    pub tagged: usize,
+}
+
+impl FrameLimit {
+    /// MTU, Ethernet header and two tags of either kind.
+    pub const fn of_mtu(mtu: usize) -> FrameLimit {
+        let most = mtu + FRAME_OVERHEAD;
+        FrameLimit {
+            any: most,
+            tagged: most,
+        }
+    }
+
+    /// What the kernel sends by a packet socket (`packet_extra_vlan_len_allowed()`): a tag on top of the MTU in such a frame only.
+    /// Longer ones it drops without a word.
+    pub const fn of_packet_socket(mtu: usize) -> FrameLimit {
+        FrameLimit {
+            any: mtu + HEADER_LEN,
+            tagged: mtu + HEADER_LEN + TAG_LEN,
+        }
+    }
+}
 
 /// How frames get in and out.
 #[derive(Debug, Clone)]

@@ -55,7 +55,7 @@ use crate::datapath::clock::Clock;
 use crate::datapath::ledger::Ledger;
 use crate::datapath::limit::Limiter;
 use crate::datapath::mac_table::MacTable;
-use crate::datapath::port::{EthdevIo, FRAME_OVERHEAD, Io, NO_BRIDGE, Port, PortIndex};
+use crate::datapath::port::{EthdevIo, FrameLimit, Io, NO_BRIDGE, Port, PortIndex};
 use crate::datapath::snapshot::{Bridge, Publisher, Snapshot};
 use crate::datapath::vlan::VlanPolicy;
 use crate::pmds::Pmds;
@@ -327,12 +327,11 @@ impl Switch {
             if !is_output {
                 snapshot.bridges[bridge].ports.push(index);
             }
-            let mtu = match &state.backend {
-                Backend::Kernel { port, .. } => port.mtu,
-                Backend::Netdev { port, .. } => port.mtu(),
-                _ => state.mtu,
+            let max_frame = match &state.backend {
+                Backend::Kernel { port, .. } => FrameLimit::of_mtu(port.mtu.into()),
+                Backend::Netdev { port, .. } => FrameLimit::of_packet_socket(port.mtu().into()),
+                _ => FrameLimit::of_mtu(state.mtu.into()),
             };
-            let max_frame = usize::from(mtu) + FRAME_OVERHEAD;
             snapshot.ports[at] = Some(Arc::new(Port {
                 index,
                 bridge: if is_output { NO_BRIDGE } else { bridge },

@@ -10,7 +10,7 @@ use dpdk_vswitchd::datapath::forward::Forwarder;
 use dpdk_vswitchd::datapath::ledger::Ledger;
 use dpdk_vswitchd::datapath::mac_table::MacTable;
 use dpdk_vswitchd::datapath::mirror::Mirror;
-use dpdk_vswitchd::datapath::port::{FRAME_OVERHEAD, Io, NO_BRIDGE, Port};
+use dpdk_vswitchd::datapath::port::{FrameLimit, Io, NO_BRIDGE, Port};
 use dpdk_vswitchd::datapath::snapshot::{Bridge, Snapshot};
 use dpdk_vswitchd::datapath::vlan::VlanPolicy;
 use vswitch_common::eal::Eal;
@@ -113,7 +113,7 @@ impl<'a> Fixture<'a> {
                 index: index as u16,
                 bridge: 0,
                 vlan: vlan.clone(),
-                max_frame: MTUS[index] + FRAME_OVERHEAD,
+                max_frame: FrameLimit::of_mtu(MTUS[index]),
                 limiter: None,
                 io: Io::Client(Arc::new(session)),
             };
