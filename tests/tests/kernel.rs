@@ -142,6 +142,9 @@ fn what_can_not_change_leaves_the_interface_alone() {
     let error = switch.get("Interface", "int0", "error");
     assert!(error.contains("another network namespace"), "{error}");
     assert_eq!(switch.get("Interface", "int0", "mtu"), "1500");
+    switch.vsctl("set Interface int0 mtu_request=1500");
+    assert_eq!(switch.get("Interface", "int0", "error"), "[]");
+    switch.vsctl("set Interface int0 mtu_request=1400");
     let mut client = Bare::attached(&switch, 1);
     let frame = Frame::marked(BROADCAST, mac(1), 1, 1514);
     namespace.enter(|| {

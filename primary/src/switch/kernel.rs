@@ -233,9 +233,14 @@ impl KernelPort {
         if mtu < asked {
             log::warn!("{}: mtu_request {asked} is more than {most}", self.netdev.name());
         }
-        // By its name: one that was moved to another namespace is out of reach, and what it takes is not known to change.
-        self.mtu_fault = self.netdev.set_mtu(mtu).err().map(|e| {
-            format!("mtu_request={mtu}: {e}; an interface in another network namespace is given its MTU there, and takes {} from the switch", self.mtu)
+        // By its name: one that was moved to another namespace is out of reach, and what the switch sends there stays as it is.
+        let refused = self.netdev.set_mtu(mtu).err().filter(|_| mtu != self.mtu);
+        self.mtu_fault = refused.map(|e| {
+            format!(
+                "mtu_request={mtu}: {e}; an interface in another network namespace has its MTU from there, and gets frames for {} \
+                 from the switch",
+                self.mtu
+            )
         });
         if let Some(fault) = &self.mtu_fault {
             log::warn!("{}: {fault}", self.netdev.name());

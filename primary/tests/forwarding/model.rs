@@ -121,7 +121,8 @@ impl Model {
         };
         let refused = source[0] & 1 == 1
             || source == [0; 6]
-            || destination[..5] == [1, 0x80, 0xc2, 0, 0] && destination[5] < 16;
+            || destination[..5] == [1, 0x80, 0xc2, 0, 0] && destination[5] < 16
+            || destination == [1, 0, 0xc, 0xcc, 0xcc, 0xcd];
         let targets = if refused {
             Vec::new()
         } else {
@@ -209,6 +210,7 @@ fn mac() -> impl Strategy<Value = [u8; 6]> {
         1 => Just([0xff; 6]),
         1 => Just([1, 0, 0x5e, 0, 0, 1]),
         1 => (0u8..32).prop_map(|n| [1, 0x80, 0xc2, 0, 0, n]),
+        1 => Just([1, 0, 0xc, 0xcc, 0xcc, 0xcd]),
         1 => Just([0; 6]),
     ]
 }

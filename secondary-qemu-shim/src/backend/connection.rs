@@ -106,7 +106,12 @@ impl<P: SwitchPort + 'static> Connection<P> {
             Error::Disconnected | Error::SocketBroken(_) => Ended::Closed,
             Error::SocketRetry(_) => Ended::Stalled,
             why => Ended::Message(why),
-        })
+        })?;
+        self.device
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .answered();
+        Ok(())
     }
 }
 

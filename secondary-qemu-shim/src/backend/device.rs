@@ -38,6 +38,8 @@ pub struct Device<P> {
     pub(super) memory: Option<Arc<GuestMemory>>,
     pub(super) log: Option<Arc<DirtyLog>>,
     pub(super) inflight: Option<Inflight>,
+    /// Rings that have stopped, of which the frontend is being told where.
+    pub(super) handed_over: Vec<Ring>,
     attached: bool,
 }
 
@@ -65,6 +67,7 @@ impl<P: SwitchPort + 'static> Device<P> {
             memory: None,
             log: None,
             inflight: None,
+            handed_over: Vec::new(),
             attached: false,
         }
     }
@@ -117,7 +120,13 @@ impl<P: SwitchPort + 'static> Device<P> {
         self.memory = None;
         self.log = None;
         self.inflight = None;
+        self.handed_over.clear();
         self.reseat();
+    }
+
+    /// The frontend has its answer.
+    pub(super) fn answered(&mut self) {
+        self.handed_over.drain(..).for_each(|mut ring| ring.hand_over());
     }
 
     fn change<R>(&self, index: usize, change: impl FnOnce(&mut State<P>, Direction) -> R) -> R {
@@ -214,8 +223,8 @@ impl<P: SwitchPort + 'static> Device<P> {
         self.reseat();
     }
 
-    /// Stops virtqueue `index`; its base is then where it stopped.
-    pub(super) fn stop(&mut self, index: usize) {
+    /// Stops virtqueue `index`; its base is then where it stopped. Its ring, if it ran.
+    pub(super) fn stop(&mut self, index: usize) -> Option<Ring> {
         let lane = self.change(index, |state, direction| {
             if direction == Direction::Receive {
                 state.forget_frames();
@@ -225,11 +234,11 @@ impl<P: SwitchPort + 'static> Device<P> {
         let vring = &mut self.vrings[index];
         vring.started = false;
         vring.kick = None;
-        if let Some(lane) = lane {
-            vring.base = lane.queue.base();
-            log::debug!("{}: stopped at {:#x}", lane.name, vring.base);
-            self.reseat();
-        }
+        let lane = lane?;
+        vring.base = lane.queue.base();
+        log::debug!("{}: stopped at {:#x}", lane.name, vring.base);
+        self.reseat();
+        Some(lane.queue)
     }
 
     /// Enables or disables virtqueue `index`.

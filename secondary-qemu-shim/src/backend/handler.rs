@@ -160,8 +160,8 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
 
     fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
         let at = self.index(index)?;
-        self.change_lane(at, |lane| lane.queue.hand_over());
-        self.stop(at);
+        let ring = self.stop(at);
+        self.handed_over.extend(ring);
         Ok(VhostUserVringState::new(index, self.vrings[at].base))
     }
 
