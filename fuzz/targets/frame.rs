@@ -54,7 +54,9 @@ fn member(mode: &Mode, vlan: u16) -> Option<bool> {
                 }
             ) || vlan == 0,
         ),
-        Mode::Native { trunks, .. } => (trunks.is_empty() || trunks.contains(&vlan)).then_some(vlan == 0),
+        // Without a tag it would be of the native VLAN at the other end.
+        Mode::Native { .. } if vlan == 0 => None,
+        Mode::Native { trunks, .. } => (trunks.is_empty() || trunks.contains(&vlan)).then_some(false),
     }
 }
 

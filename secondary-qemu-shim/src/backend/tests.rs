@@ -179,6 +179,16 @@ impl Session {
         self.kicks[index].write(1).unwrap();
     }
 
+    /// A region for what is in flight on a pair of queues.
+    fn inflight_region(&mut self) -> (VhostUserInflight, std::fs::File) {
+        let wanted = VhostUserInflight {
+            num_queues: 2,
+            queue_size: QUEUE,
+            ..Default::default()
+        };
+        self.frontend.get_inflight_fd(&wanted).unwrap()
+    }
+
     fn ended(&mut self) -> Ended {
         self.server.take().unwrap().join().unwrap()
     }
@@ -376,12 +386,7 @@ fn inflight_memory_is_given_and_taken_back() {
     let mut session = Session::new(1);
     session.negotiate(SPLIT);
     session.attach();
-    let wanted = VhostUserInflight {
-        num_queues: 2,
-        queue_size: QUEUE,
-        ..Default::default()
-    };
-    let (told, file) = session.frontend.get_inflight_fd(&wanted).unwrap();
+    let (told, file) = session.inflight_region();
     assert!(told.mmap_size >= 2 * (16 + 16 * u64::from(QUEUE)));
     session.frontend.set_inflight_fd(&told, file.as_raw_fd()).unwrap();
     let (_, mut tx) = session.start_pair(0);

@@ -84,12 +84,7 @@ fn a_killed_shims_successor_goes_on_by_the_inflight_region() {
     let mut session = Session::new(1);
     session.negotiate(FEATURES);
     session.attach();
-    let wanted = VhostUserInflight {
-        num_queues: 2,
-        queue_size: QUEUE,
-        ..Default::default()
-    };
-    let (told, file) = session.frontend.get_inflight_fd(&wanted).unwrap();
+    let (told, file) = session.inflight_region();
     let mut tx = session.packed(1);
     for _ in 0..3 {
         session.frontend.set_inflight_fd(&told, file.as_raw_fd()).unwrap();
@@ -126,12 +121,7 @@ fn a_place_that_nobody_was_told_stays_in_the_inflight_region() {
     let mut session = Session::new(1);
     session.negotiate(FEATURES);
     session.attach();
-    let wanted = VhostUserInflight {
-        num_queues: 2,
-        queue_size: QUEUE,
-        ..Default::default()
-    };
-    let (told, file) = session.frontend.get_inflight_fd(&wanted).unwrap();
+    let (told, file) = session.inflight_region();
     session.frontend.set_inflight_fd(&told, file.as_raw_fd()).unwrap();
     session.start_packed(1, FRESH);
     let mut tx = session.packed(1);
