@@ -15,10 +15,11 @@ log=$state/log undo_log=$state/undo
 # shellcheck source=scripts/lib/machine.sh
 . "$top/scripts/lib/machine.sh"
 
-# Held for as long as this script or a child of it runs; with the boot in which it does
-exec 7>"$state/lock"
+# Held for as long as this script or a child of it runs, from before anybody sees it; with the boot in which it does
+exec 7>"$state/lock.new"
 flock 7
 cat /proc/sys/kernel/random/boot_id >&7
+mv "$state/lock.new" "$state/lock"
 
 # Takes back what runs that were killed have left: directories of this user's that nobody holds
 undo_killed() {
