@@ -209,7 +209,9 @@ impl KernelPort {
             mac: request.mac,
         };
         port.switch_off(parts);
-        port.apply_mtu(mtu);
+        if let Err(e) = port.netdev.set_mtu(mtu) {
+            log::warn!("{}: MTU {mtu}: {e}", request.name);
+        }
         if let Some(queue) = port.netdev.queue()
             && let Err(e) = parts.watch.add(queue)
         {
@@ -250,12 +252,6 @@ impl KernelPort {
             log::warn!("{e}");
         }
         self.mtu = mtu;
-    }
-
-    fn apply_mtu(&self, mtu: u16) {
-        if let Err(e) = self.netdev.set_mtu(mtu) {
-            log::warn!("{}: MTU {mtu}: {e}", self.netdev.name());
-        }
     }
 
     /// Gives it another address if another is configured now.

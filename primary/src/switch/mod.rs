@@ -164,24 +164,16 @@ impl PortState {
             Backend::Local(reason) | Backend::Failed(reason) => Some(reason),
             _ => None,
         };
-        let mtu = match &self.backend {
-            Backend::Kernel { port, .. } => port.mtu_fault.as_ref(),
-            _ => None,
-        };
-        let complaints = reason.into_iter().chain(&self.complaints).chain(mtu).cloned();
+        let complaints = reason.into_iter().chain(&self.complaints).cloned();
         complaints.chain(self.shortfalls()).collect()
     }
 
     /// What its device has less of than its row asks for.
     fn shortfalls(&self) -> Vec<String> {
-        let mtu = self.mtu_request.unwrap_or(0);
-        // Why not is named elsewhere.
-        let kernel_mtu = |port: &KernelPort| {
-            (
-                "mtu_request",
-                if port.mtu_fault.is_some() { 0 } else { mtu },
-                port.mtu,
-            )
+        // A kernel that refused an MTU says more than the numbers.
+        let (mtu, refused) = match &self.backend {
+            Backend::Kernel { port, .. } if port.mtu_fault.is_some() => (0, port.mtu_fault.clone()),
+            _ => (self.mtu_request.unwrap_or(0), None),
         };
         let amounts = match (&self.kind, &self.backend) {
             (_, Backend::Ethdev { io, setup, .. }) => vec![
@@ -190,19 +182,18 @@ impl PortState {
                 ("options:n_txq", setup.tx_queues, io.device.tx_queues()),
             ],
             (Kind::Kernel { queues: Ok(queues) }, Backend::Kernel { port, .. }) => vec![
-                kernel_mtu(port),
+                ("mtu_request", mtu, port.mtu),
                 ("options:n_rxq", *queues, port.io.device.rx_queues()),
             ],
-            (_, Backend::Kernel { port, .. }) => vec![kernel_mtu(port)],
+            (_, Backend::Kernel { port, .. }) => vec![("mtu_request", mtu, port.mtu)],
             (_, Backend::Netdev { port, .. }) => vec![("mtu_request", mtu, port.mtu())],
             _ => Vec::new(),
         };
         let short = amounts.into_iter().filter(|&(_, asked, has)| has < asked);
-        short
-            .map(|(what, asked, has)| {
-                format!("{what}={asked} is more than its device can do, which has {has}")
-            })
-            .collect()
+        let named = short.map(|(what, asked, has)| {
+            format!("{what}={asked} is more than its device can do, which has {has}")
+        });
+        refused.into_iter().chain(named).collect()
     }
 }
 
