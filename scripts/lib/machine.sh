@@ -1,5 +1,5 @@
 # shellcheck shell=bash disable=SC2154,SC2034
-# What a machine must have: Debian packages, Rust, hugepages. To be sourced after
+# What a machine must have: Debian packages, Rust, disk space, hugepages. To be sourced after
 # common.sh and undo.sh.
 
 # package : a file that tells that it is there
@@ -80,6 +80,19 @@ need_rust() {
         run rustup component add "$component" || die "rustup can't install $component"
     done
     say "Rust: $have"
+}
+
+# need_disk MIB: so much for the build directory, a quarter of it if that is there already. A linker that meets
+# a full disk is killed by SIGBUS, which tells nobody why.
+need_disk() {
+    local dir=${CARGO_TARGET_DIR:-$top/target} want=$1 free
+    [ ! -d "$dir" ] || want=$((want / 4))
+    while [ ! -d "$dir" ]; do
+        dir=$(dirname "$dir")
+    done
+    free=$(($(df -m --output=avail "$dir" | tail -n 1)))
+    [ "$free" -ge "$want" ] ||
+        die "the disk of $dir has only $free MiB free, $want are needed for building; make room, or set CARGO_TARGET_DIR to a directory on another disk"
 }
 
 # need_hugepages MIB: so many free, and a hugetlbfs to use them by

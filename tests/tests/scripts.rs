@@ -62,3 +62,24 @@ fn a_policy_on_services_stays_as_it_was() {
     let seen: Vec<&str> = seen.lines().collect();
     assert!(seen.contains(&"101") && seen.last() == Some(&"7"), "{seen:?}");
 }
+
+/// A disk that the build would fill is named before it begins.
+#[test]
+fn a_disk_too_small_for_the_build_is_named() {
+    let tmp = tempfile::tempdir().unwrap();
+    let text = "mkdir \"$TMPDIR/disk\"
+        mount -t tmpfs -o size=8m none \"$TMPDIR/disk\"
+        export CARGO_TARGET_DIR=$TMPDIR/disk/target
+        need_disk 8
+        mkdir \"$CARGO_TARGET_DIR\"
+        need_disk 32
+        rmdir \"$CARGO_TARGET_DIR\"
+        need_disk 9";
+    let said = script(tmp.path(), text);
+    assert_eq!(said.status, 1, "{said:?}");
+    let free = format!(
+        "FAILED: the disk of {}/disk has only 8 MiB free, 9 are needed",
+        tmp.path().display()
+    );
+    assert!(said.stdout.contains(&free), "{said:?}");
+}
