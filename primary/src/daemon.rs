@@ -1,6 +1,7 @@
 //! The life of the process: start everything in order, serve events on the control thread, end in order.
 
 use std::fs;
+use std::io::Write as _;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -52,6 +53,8 @@ use crate::switch::{Parts, Switch, commands};
 const LETTING_GO: Duration = Duration::from_secs(1);
 /// How long hugepages may take to come free in all, where there are too few.
 const MEMORY_PATIENCE: Duration = Duration::from_secs(3);
+/// After waiting for events has failed.
+const WAIT_AGAIN: Duration = Duration::from_millis(100);
 /// How long clients have to let go at the end.
 const FAREWELL: Duration = Duration::from_millis(500);
 /// Between looks at links, ages and counters.
@@ -151,7 +154,8 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     client.publish(switch.status());
 
     log::info!("ready");
-    println!("export OVS_RUNDIR={}", rundir.display());
+    // Whoever started it may have gone
+    let _ = writeln!(std::io::stdout(), "export OVS_RUNDIR={}", rundir.display());
     notify("READY=1");
     if let Some(readiness) = readiness {
         levels.reopen()?;
@@ -404,8 +408,9 @@ fn serve(
         let deadline = deadline.max(Instant::now());
         let others = server.descriptors().chain([input(switch.kernel_events())]);
         if let Err(e) = wait(signals, inbox, others, Some(deadline)) {
+            // Out of memory, perhaps: traffic goes on all the same.
             log::error!("{e:#}");
-            return None;
+            std::thread::sleep(WAIT_AGAIN);
         }
         if told_to_end(signals) {
             return None;

@@ -4,6 +4,7 @@
 //! switch sent there.
 
 use std::fmt::Write as _;
+use std::io::{Write as _, stdout};
 use std::time::Duration;
 
 use vswitch_common::stats::{Counter, PortSnapshot, Reader, Snapshot};
@@ -11,13 +12,16 @@ use vswitch_common::stats::{Counter, PortSnapshot, Reader, Snapshot};
 /// Clears a terminal and goes to its top left corner.
 const CLEAR: &str = "\x1b[2J\x1b[H";
 
-/// Prints the screen every `period` until the process ends.
+/// Prints the screen every `period` until the process ends, or nobody can see it any more.
 pub fn show_for_ever(prefix: &str, period: Duration) {
     let mut before: Option<Snapshot> = None;
     while let Ok(reader) = Reader::open(prefix) {
         std::thread::sleep(period);
         let Ok(now) = reader.snapshot() else { continue };
-        println!("{CLEAR}{}", render(&now, before.as_ref().map(|b| (b, period))));
+        let text = render(&now, before.as_ref().map(|b| (b, period)));
+        if writeln!(stdout(), "{CLEAR}{text}").is_err() {
+            return;
+        }
         before = Some(now);
     }
 }

@@ -74,8 +74,8 @@ check_kernel() {
     IFS=.- read -r major minor _ <<<"$release"
     if ! [[ ${major-}.${minor-} =~ ^[0-9]+\.[0-9]+$ ]]; then
         report missing kernel "no Linux kernel to be seen in /proc" "mount -t proc proc /proc"
-    elif [ $((major * 1000 + minor)) -lt 4014 ]; then
-        report missing kernel "Linux $release" "DPDK needs 4.14 or later"
+    elif [ $((major * 1000 + minor)) -lt 5003 ]; then
+        report missing kernel "Linux $release" "5.3 or later is needed, to tell that a client has died (pidfd)"
     elif [ $((major * 1000 + minor)) -lt 5013 ]; then
         report warn kernel "Linux $release" "from 5.13 on, shims are confined by landlock as well"
     else

@@ -39,7 +39,7 @@ struct Args {
     carrier_fd: Option<RawFd>,
     /// Name of the VM, for the switch's log
     #[arg(long, value_name = "NAME", default_value = "")]
-    vm_name: String,
+    vm_name: OsString,
     /// Run-time directory of the switch [default: $OVS_RUNDIR, else /run/dpdk-vswitchd for root]
     #[arg(long, value_name = "DIR")]
     rundir: Option<PathBuf>,
@@ -137,7 +137,7 @@ impl Config {
             frontend,
             queues: own.queues,
             carrier_fd: own.carrier_fd,
-            vm_name: own.vm_name,
+            vm_name: own.vm_name.to_string_lossy().into_owned(),
             rundir: rundir::resolve(own.rundir.as_deref()),
             once: own.once,
             sandbox: !own.no_sandbox,
@@ -189,10 +189,21 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::ffi::OsStringExt;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Config, ConfigError> {
         Config::parse(line.split_whitespace().map(OsString::from), &(0..8).collect())
+    }
+
+    /// As QEMU gives it: any name that a VM may have.
+    #[test]
+    fn a_vm_may_have_any_name() {
+        let words = ["shim", "--", "--port", "2", "--socket", "/s"].map(OsString::from);
+        let name = OsString::from_vec(b"--vm-name=-caf\xe9".to_vec());
+        let config = Config::parse(words.into_iter().chain([name]), &(0..8).collect()).unwrap();
+        assert_eq!(config.vm_name, "-caf\u{fffd}");
     }
 
     #[test]

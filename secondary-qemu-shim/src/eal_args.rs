@@ -35,6 +35,9 @@ pub enum EalArgsError {
     NotAnOption(String),
 }
 
+/// Options that place threads which a shim does not have.
+const WITHOUT_EFFECT: &[&str] = &["main-lcore"];
+
 /// Options that break what DPDK processes have to agree on.
 const DETACHING: &[&str] = &[
     "in-memory",
@@ -89,6 +92,7 @@ impl EalArgs {
             };
             if let Some(long) = arg.strip_prefix("--") {
                 let (name, given) = long.split_once('=').map_or((long, None), |(n, v)| (n, Some(v)));
+                let name = in_full(name);
                 let value = if LONG_WITH_VALUE.contains(&name) {
                     Some(value_of(given)?)
                 } else {
@@ -130,6 +134,7 @@ impl EalArgs {
                 let cpus = cpus::parse_list(&list).map_err(|_| EalArgsError::Lcores(list.clone()))?;
                 self.set_cpus(&list, cpus, online)
             }
+            (name, _) if WITHOUT_EFFECT.contains(&name) => Ok(()),
             (name, _) if DETACHING.contains(&name) => Err(EalArgsError::Detached(format!("--{name}"))),
             (name, Some(value)) => {
                 self.rest.push(format!("--{name}={value}"));
@@ -152,6 +157,8 @@ impl EalArgs {
         match (name, value) {
             ('c', Some(mask)) => self.set_cpus(&mask, cpus::parse_mask(&mask)?, online),
             ('l', Some(list)) => self.set_cpus(&list, cpus::parse_list(&list)?, online),
+            // Service cores.
+            ('s' | 'S', _) => Ok(()),
             (name, Some(value)) => {
                 self.rest.extend([format!("-{name}"), value]);
                 Ok(())
@@ -173,6 +180,20 @@ impl EalArgs {
     pub fn cpu_of(&self, index: usize) -> Option<usize> {
         let cpus = self.cpus.as_ref()?;
         cpus.iter().copied().cycle().nth(index)
+    }
+}
+
+/// The option that EAL takes `name` for: it may be cut short, as long as it is clear which one it is.
+fn in_full(name: &str) -> &str {
+    let all = [LONG_WITH_VALUE, DETACHING, WITHOUT_EFFECT].concat();
+    let mut meant: Vec<&str> = all
+        .into_iter()
+        .filter(|option| option.starts_with(name))
+        .collect();
+    meant.dedup();
+    match meant[..] {
+        [option] => option,
+        _ => name,
     }
 }
 
@@ -233,6 +254,21 @@ mod tests {
             let error = parse(option).unwrap_err().to_string();
             assert!(error.contains(option.split('=').next().unwrap()), "{error}");
         }
+    }
+
+    /// EAL would take the first for `--in-memory`, and fail for want of the CPU and of service cores.
+    #[test]
+    fn options_cut_short_and_those_for_other_threads() {
+        assert_eq!(
+            parse("--in-mem"),
+            Err(EalArgsError::Detached("--in-memory".into()))
+        );
+        assert_eq!(
+            parse("--proc=primary"),
+            Err(EalArgsError::ProcType("primary".into()))
+        );
+        let args = parse("-l 4,5 --main-lcore 4 -s 0x10 -S 4 --no-pci").unwrap();
+        assert_eq!(args.rest, ["--no-pci"]);
     }
 
     #[test]

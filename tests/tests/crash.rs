@@ -9,19 +9,8 @@ use vswitch_tests::bystanders::Bystanders;
 use vswitch_tests::frames::{BROADCAST, mac};
 use vswitch_tests::{Bare, Frame, Switch, eventually, wait};
 
-/// Longest silence that traffic beside a crash may see; a busy machine's scheduler has its part in it.
-const OUTAGE: Duration = Duration::from_millis(500);
-
 /// Frames a second of the bystanders, each way.
 const PACE: u64 = 20_000;
-
-/// Nothing that is done beside them makes a long pause.
-#[track_caller]
-fn finish(bystanders: Bystanders) -> [Bare; 2] {
-    let (clients, calm) = bystanders.finish();
-    assert!(calm.silence < OUTAGE + calm.away, "{calm:?}");
-    clients
-}
 
 /// A client dead at rest: with empty mbufs in hand, frames in hand, frames waiting on its ring.
 #[test]
@@ -99,7 +88,7 @@ fn a_stopped_client_costs_others_nothing() {
     let free = switch.free_mbufs();
     let mut stopped = Bare::attached(&switch, 3);
     stopped.signal(Signal::SIGSTOP);
-    let mut clients = finish(Bystanders::start(&switch, [1, 2], PACE, 2));
+    let mut clients = Bystanders::start(&switch, [1, 2], PACE, 2).finish_undisturbed();
     let frames: Vec<Frame> = (0..100)
         .map(|n| Frame::marked(BROADCAST, mac(9), n, 300))
         .collect();
@@ -170,7 +159,7 @@ fn a_client_stopped_for_long_under_load() {
     );
     pair[0].signal(Signal::SIGCONT);
     goes_on();
-    let clients = finish(bystanders);
+    let clients = bystanders.finish_undisturbed();
     pair.iter_mut().for_each(Bare::kill);
     switch.assert_frames_accounted();
     drop((pair, clients));
@@ -222,7 +211,7 @@ fn a_port_replaced_under_load() {
         let _new = Bare::attached(&switch, 3);
     }
     // Frames of the third port come between; their own stream must be whole.
-    let (clients, _) = bystanders.finish();
+    let clients = bystanders.finish_undisturbed();
     drop(clients);
     switch.wait_for_free_mbufs(free);
 }

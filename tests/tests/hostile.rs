@@ -17,13 +17,18 @@ const SECONDS: u64 = 2;
 
 /// `hostile` on port 1 does its worst beside a pair on 2 and 3; `victim` is on 4. In the end every mbuf is back.
 fn beside_traffic(act: impl FnOnce(&Switch, &mut Bare, &mut Bare)) {
+    beside_traffic_of(SECONDS, act);
+}
+
+/// The same where it takes its time.
+fn beside_traffic_of(seconds: u64, act: impl FnOnce(&Switch, &mut Bare, &mut Bare)) {
     let switch = Switch::with_ports(&[1, 2, 3, 4]);
     let free = switch.free_mbufs();
-    let bystanders = Bystanders::start(&switch, [2, 3], PACE, SECONDS);
+    let bystanders = Bystanders::start(&switch, [2, 3], PACE, seconds);
     let mut victim = Bare::attached(&switch, 4);
     let mut hostile = Bare::attached(&switch, 1);
     act(&switch, &mut hostile, &mut victim);
-    let (pair, _) = bystanders.finish();
+    let pair = bystanders.finish_undisturbed();
     hostile.kill();
     // The port is as good as new for the next one.
     let mut next = Bare::attached(&switch, 1);
@@ -356,7 +361,7 @@ fn one_that_persists_is_parted_with() {
 /// next one on the port begins anew.
 #[test]
 fn one_that_is_patient_is_parted_with_as_well() {
-    beside_traffic(|switch, hostile, _| {
+    beside_traffic_of(7, |switch, hostile, _| {
         let named = || switch.log().matches("wrong entries on its rings").count();
         for n in 1..=5 {
             hostile.push("tx", &[0xbad_f00d; 180]);
@@ -366,8 +371,10 @@ fn one_that_is_patient_is_parted_with_as_well() {
         assert!((2..=4).contains(&named()), "{}", switch.log());
         assert_eq!(switch.count("dpdkr1", Counter::Evicted), 0);
         hostile.push("tx", &[0xbad_f00d; 180]);
+        // It hears it at once: soon after, it is killed
+        hostile.tell("event 5000");
         switch.wait_for_log("1080 wrong ring entries; the client is detached");
-        assert!(hostile.ok("event 5000").starts_with("evicted "));
+        assert!(hostile.answer(wait::PATIENCE).unwrap().starts_with("evicted "));
         eventually("it is counted", || switch.count("dpdkr1", Counter::Evicted) == 1);
     });
 }

@@ -1,12 +1,16 @@
 //! What runs out or hangs: traffic that can flow flows, the log names the cause once, and the end of it is noticed.
 
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use vswitch_common::stats::Counter;
+use vswitch_common::stats::layout::{Layout, MAX_PORTS};
+use vswitch_common::stats::{Counter, PortInfo, Reader, Segment};
 use vswitch_tests::bare::Traffic;
 use vswitch_tests::frames::{BROADCAST, mac};
 use vswitch_tests::{Bare, Frame, Switch, eventually, prerequisites, wait};
@@ -135,12 +139,16 @@ fn a_lost_doorbell_costs_a_moment() {
     let switch = Switch::with_ports(&[1, 2]);
     let (mut one, mut two) = (Bare::attached(&switch, 1), Bare::attached(&switch, 2));
     assert_ne!(one.ok("mute"), "0");
+    let start = Instant::now();
     for n in 0..10 {
         let frame = Frame::marked(BROADCAST, mac(1), n, 60);
         std::thread::sleep(Duration::from_millis(20));
         one.send(std::slice::from_ref(&frame));
         assert_eq!(two.receive(1), [frame]);
     }
+    // A tenth of a second each, on an idle machine.
+    println!("10 frames in {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(8));
     assert_eq!(switch.count("dpdkr1", Counter::RxPackets), 10);
 }
 
@@ -273,4 +281,35 @@ fn the_wall_clock_jumps() {
         "the clock did jump"
     );
     assert!(!switch.log().contains("does not answer"), "{}", switch.log());
+}
+
+/// Shared memory that others fill: the counters have theirs from the start, or there is no switch, and it says why.
+#[test]
+fn full_shared_memory() {
+    let none = None::<&str>;
+    // Seen by this thread only, and gone with it
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let size = size_of::<Layout>() + (64 << 10);
+    let tmpfs =
+        |options: &str| mount(none, "/dev/shm", Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();
+    tmpfs(&format!("size={size}"));
+    let filler = vec![0; size];
+    let segment = Segment::create("one", 1).unwrap();
+    assert!(fs::write("/dev/shm/filler", &filler).is_err(), "it is full");
+    let info = PortInfo {
+        name: "last".into(),
+        bridge: "br0".into(),
+        ofport: 1,
+        id: None,
+        link: true,
+    };
+    segment.set_port(MAX_PORTS - 1, Some(&info));
+    assert_eq!(Reader::open("one").unwrap().snapshot().unwrap().ports.len(), 1);
+    drop(segment);
+
+    let _ = fs::write("/dev/shm/filler", &filler[..size / 2]);
+    let error = Segment::create("two", 1).unwrap_err().to_string();
+    assert!(error.contains("no room for it in /dev/shm: ENOSPC"), "{error}");
+    assert!(!Path::new("/dev/shm/two.stats").exists(), "nothing is left of it");
 }

@@ -147,6 +147,10 @@ fn clients_killed_at_each_step_of_ring_operations() {
                 came.iter().zip(&answers).all(|(f, a)| f.to_string() == *a),
                 "{point:?}@{n}: {came:?}"
             );
+            assert!(
+                !survived || came.len() == answers.len(),
+                "{point:?}@{n}: {came:?}"
+            );
             if survived {
                 println!("{point:?}: {} kills", n - 1);
                 assert!(n > 3, "{point:?} was passed {} times only", n - 1);
@@ -232,6 +236,7 @@ fn shims_killed_between_two_writes() {
             (0, 0, 0),
             "{point:?}: {report:?}"
         );
+        assert!(report.received > 0, "{point:?}: {report:?}");
         let frame = Frame::marked(mac(2), mac(1), 0xee, 60);
         let echo = wait::within(PATIENCE, || {
             client.send(std::slice::from_ref(&frame));

@@ -5,6 +5,7 @@ use std::time::Duration;
 use dpdk_vswitchd::memory;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use vswitch_common::stats::Counter;
 use vswitch_tests::bare::Traffic;
 use vswitch_tests::frames::{BROADCAST, mac};
 use vswitch_tests::{Bare, Frame, Switch, eventually};
@@ -35,7 +36,11 @@ fn a_switch_killed_under_load_starts_again() {
         // The peers of a dead switch come to an end by themselves, as their time is up.
         one.start_traffic(&Traffic { seconds: 1, ..a });
         two.start_traffic(&Traffic { seconds: 1, ..b });
-        std::thread::sleep(Duration::from_millis(50));
+        eventually("frames flow both ways", || {
+            ["dpdkr1", "dpdkr2"]
+                .iter()
+                .all(|port| switch.count(port, Counter::RxPackets) > 1000)
+        });
         switch.kill();
         // With the old clients still alive and in its memory.
         switch.restart();

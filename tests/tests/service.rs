@@ -8,7 +8,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
-use nix::mount::{MsFlags, mount};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
@@ -46,7 +46,7 @@ impl Service {
         prerequisites::ovs_tools();
         prerequisites::hugepages(128);
         prerequisites::program("setpriv", "util-linux");
-        let dir = tempfile::tempdir().unwrap();
+        let dir = vswitch_tests::switch::new_dir();
         let path = |name: &str| dir.path().join(name);
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
         // The tree may lie where only root can look
@@ -177,6 +177,14 @@ impl Service {
             .flatten()
             .collect();
         assert!(left.is_empty(), "hugepage files: {left:?}");
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // What is mounted would keep the directory, which goes next
+        self.switch.kill();
+        let _ = umount2(&self.dir.path().join("huge"), MntFlags::MNT_DETACH);
     }
 }
 

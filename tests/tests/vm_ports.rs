@@ -148,6 +148,46 @@ fn nics_are_plugged_in_and_out() -> Outcome {
     Ok(())
 }
 
+/// The netdev may go before its NIC: the shim goes with it, the NIC stays without a link, and what the switch does next is none of theirs.
+#[test]
+fn a_netdev_is_deleted_under_its_nic() -> Outcome {
+    let mut switch = Switch::with_ports(&[1]);
+    let free = switch.free_mbufs();
+    let mut vm = vm::unplugged(&switch, "-nameless").spawn()?;
+    vm::boot(&mut [&mut vm])?;
+    let netdev = json!({ "type": "dpdk", "id": "hot", "port": 1 });
+    for nic in ["first", "second"] {
+        vm.qmp()?.execute("netdev_add", netdev.clone())?;
+        let device = json!({
+            "driver": "virtio-net-pci", "id": nic, "netdev": "hot", "mac": "00:00:00:00:00:01", "romfile": "",
+        });
+        vm.qmp()?.execute("device_add", device)?;
+        let eth = if nic == "first" { "eth0" } else { "eth1" };
+        eventually("the guest has a carrier", || {
+            let carrier = format!("[ \"$(cat /sys/class/net/{eth}/carrier)\" = 1 ]");
+            vm.serial()
+                .and_then(|s| s.run(&carrier))
+                .is_ok_and(|o| o.code == 0)
+        });
+        let shim = vm::shim(&vm);
+        vm.qmp()?.execute("netdev_del", json!({ "id": "hot" }))?;
+        assert!(vm::shims(&vm).is_empty() && vswitch_tests::child::is_dead(shim));
+        eventually("the port is free", || !switch.port("dpdkr1").info.link);
+        // Who of QEMU still waits for a word of the shim's or the switch's would hear it now.
+        switch.kill();
+        switch.restart();
+        vm.serial()?
+            .check(&format!("ip link set dev {eth} down; ip link set dev {eth} up"))?;
+    }
+    for nic in ["first", "second"] {
+        vm.qmp()?.execute("device_del", json!({ "id": nic }))?;
+        while vm.qmp()?.wait_event("DEVICE_DELETED", PATIENCE)?["data"]["device"] != nic {}
+    }
+    assert_eq!(vm.shut_down()?, "", "nothing to say");
+    switch.wait_for_free_mbufs(free);
+    Ok(())
+}
+
 /// Pings in vain, and checks that it is the switch that keeps the frames back: they come in by `from`, and nothing
 /// leaves by `to`.
 fn kept_apart(switch: &Switch, (one, from): (&mut Vm, &str), (two, to): (&mut Vm, &str)) -> Outcome {

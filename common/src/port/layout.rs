@@ -65,13 +65,13 @@ impl BusyPoll {
 #[repr(C, align(64))]
 #[derive(Debug, Default)]
 pub struct QueueControl {
-    /// Set by the switch before it sleeps: ring its doorbell after putting something on `tx` or `rx_free`.
+    /// Set by the switch before it sleeps: ring its doorbell after putting something on `tx` or `free`.
     pub switch_sleeps: NeedWakeup,
     /// Whether the client is to poll. Beside a flag that it looks at with every burst and that is written at sleep only: to
     /// look here costs it nothing.
     pub busy_poll: BusyPoll,
     reserved: [AtomicU32; 14],
-    /// Set by the client before it sleeps: the switch rings after putting something on `rx` or `tx_alloc`.
+    /// Set by the client before it sleeps: the switch rings after putting something on `rx` or `alloc`.
     pub client_sleeps: NeedWakeup,
     /// Written by the client.
     pub stats: ClientStats,

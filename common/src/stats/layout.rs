@@ -1,4 +1,4 @@
-//! The layout of the stats segment, version 1.
+//! The layout of the stats segment, version 2.
 //!
 //! ```text
 //! offset 0      Header                      256 bytes
@@ -194,7 +194,7 @@ counters! {
     GuestRxTooLong = 25 "guest_rx_too_long",
     /// Client side: virtqueues that broke the rules.
     GuestBrokenQueues = 26 "guest_broken_virtqueues",
-    /// Frames from a device that do not fit an mbuf (2048 bytes). They are not in `RxPackets`.
+    /// Frames from a device in more mbufs than a chain has, or in a broken chain. They are not in `RxPackets`.
     RxTooLong = 27 "rx_too_long",
     /// More frames to many (broadcast, multicast, unknown destination) than the port's storm limit lets in.
     RxDropStorm = 28 "rx_drop_storm",

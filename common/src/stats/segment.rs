@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::fcntl::{OFlag, posix_fallocate};
+use nix::sys::mman::shm_open;
+use nix::sys::stat::Mode;
 use shared_memory::{Shmem, ShmemConf, ShmemError};
 use vswitch_sync::seqlock;
 
@@ -64,6 +67,10 @@ impl Segment {
         let memory = memory.map_err(|e| StatsError::Map {
             name: name.clone(),
             why: e.to_string(),
+        })?;
+        allocate(&name).map_err(|errno| StatsError::Map {
+            name: name.clone(),
+            why: format!("no room for it in /dev/shm: {errno}"),
         })?;
         let layout = NonNull::new(memory.as_ptr().cast::<Layout>())
             .filter(|p| p.is_aligned())
@@ -158,6 +165,13 @@ impl Segment {
             .threads
             .store(threads as u32, Ordering::Relaxed);
     }
+}
+
+/// Gives the segment `name` its pages: one that is missing when it is first touched, because others have filled the file system
+/// meanwhile, would end the process.
+fn allocate(name: &str) -> nix::Result<()> {
+    let file = shm_open(name, OFlag::O_RDWR | OFlag::O_CLOEXEC, Mode::empty())?;
+    posix_fallocate(&file, 0, size_of::<Layout>() as i64)
 }
 
 #[expect(clippy::disallowed_methods, reason = "shown to people, never reckoned with")]

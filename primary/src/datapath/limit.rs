@@ -103,9 +103,12 @@ impl Bucket {
     /// and are owed: a large frame would never come in else.
     fn take(&self, n: u64, ticks: u64) -> bool {
         let mut state = self.state.lock();
-        // Threads' clocks may be a little apart: then no time has passed.
+        // Threads' clocks may be a little apart: then no time has passed. A clock that is far behind has started anew, as
+        // a CPU's does on some machines that were asleep.
         let passed = ticks.saturating_sub(state.filled);
-        state.filled = state.filled.max(ticks);
+        if ticks > state.filled || i128::from(state.filled - ticks) > self.hz {
+            state.filled = ticks;
+        }
         let level = state
             .level
             .saturating_add(i128::from(passed) * self.rate)
@@ -163,8 +166,9 @@ mod tests {
         let bucket = bucket(1_000, 5);
         assert!((0..5).all(|_| bucket.take(1, HZ)) && !bucket.take(1, HZ));
         assert_eq!((0..100).filter(|_| bucket.take(1, 1 << 62)).count(), 5);
-        // A clock that is behind neither fills nor empties it.
-        assert!(!bucket.take(1, 0));
+        // A clock that is a little behind neither fills nor empties it; one that has started anew goes on from there.
+        assert!(!bucket.take(1, (1 << 62) - HZ / 2));
+        assert!(!bucket.take(1, HZ) && bucket.take(5, 2 * HZ) && !bucket.take(1, 2 * HZ));
     }
 
     /// A large frame may be more than the burst: over time it gets its rate all the same, and no more.

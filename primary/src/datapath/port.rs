@@ -94,8 +94,8 @@ pub struct EthdevIo {
 struct KernelQueue {
     /// Readable while frames wait.
     doorbell: OwnedFd,
-    /// When to look next. Only the queue's own thread writes it.
-    due: AtomicU64,
+    /// When it was last looked into in vain. Only the queue's own thread writes it.
+    looked: AtomicU64,
 }
 
 impl EthdevIo {
@@ -114,7 +114,7 @@ impl EthdevIo {
     pub fn with_doorbells(device: Ethdev, doorbells: Vec<OwnedFd>, gap: u64) -> EthdevIo {
         let queue = |doorbell| KernelQueue {
             doorbell,
-            due: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
         };
         EthdevIo {
             kernel_queues: doorbells.into_iter().map(queue).collect(),
@@ -130,12 +130,13 @@ impl EthdevIo {
             return self.device.receive(queue, out);
         };
         let now = tsc();
-        if now < kernel_queue.due.load(Ordering::Relaxed) {
+        // The counter may start anew, as it does on some machines that were asleep.
+        if now.wrapping_sub(kernel_queue.looked.load(Ordering::Relaxed)) < self.gap {
             return;
         }
         self.device.receive(queue, out);
         if out.is_empty() {
-            kernel_queue.due.store(now + self.gap, Ordering::Relaxed);
+            kernel_queue.looked.store(now, Ordering::Relaxed);
         }
     }
 

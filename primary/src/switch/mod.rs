@@ -446,12 +446,13 @@ impl Switch {
             std::mem::take(&mut self.ports),
             std::mem::take(&mut self.discarded),
         );
+        // First of all, so that it is this thread that ends devices.
+        self.publish();
         if alone {
             drop((ports, discarded));
         } else {
             std::mem::forget((ports, discarded));
         }
-        self.publish();
         self.parts.pmds.stop();
         for (_, claim) in self.clients.claims.drain() {
             claim.session.reclaim(&self.parts.ledger);

@@ -257,6 +257,28 @@ impl<'a> Fixture<'a> {
         self.bench.segment.total(index, counter)
     }
 
+    /// Compares the counters of what went to no port.
+    ///
+    /// # Panics
+    /// If they differ from `expected`: by which port each came in, and why it was dropped.
+    #[track_caller]
+    pub fn assert_dropped(&self, expected: &[(usize, Counter)]) {
+        for counter in Counter::ALL
+            .iter()
+            .copied()
+            .filter(|c| c.is_drop() && c.name().starts_with("rx_"))
+        {
+            for port in 0..PORTS {
+                let wanted = expected.iter().filter(|&&d| d == (port, counter)).count();
+                assert_eq!(
+                    self.total(port, counter),
+                    wanted as u64,
+                    "{counter:?} of port {port}"
+                );
+            }
+        }
+    }
+
     /// Copies made of what came in, and those that left or were dropped on their way out.
     pub fn copies(&self) -> (u64, u64) {
         let tx = [

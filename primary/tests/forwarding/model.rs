@@ -8,6 +8,7 @@ use dpdk_vswitchd::datapath::mirror::Mirror;
 use dpdk_vswitchd::datapath::port::FRAME_OVERHEAD;
 use dpdk_vswitchd::datapath::vlan::{VlanPolicy, VlanSet};
 use proptest::prelude::*;
+use vswitch_common::stats::Counter;
 
 use crate::fixture::{MTUS, PORTS};
 
@@ -88,12 +89,18 @@ pub struct Model {
     modes: Vec<Mode>,
     mirrors: Vec<MirrorModel>,
     seen: HashMap<(u16, [u8; 6]), usize>,
+    /// Frames that went to no port: by which they came in, and why.
+    pub dropped: Vec<(usize, Counter)>,
 }
 
 impl Model {
     pub fn new(modes: Vec<Mode>, mirrors: Vec<MirrorModel>) -> Model {
-        let seen = HashMap::new();
-        Model { modes, mirrors, seen }
+        Model {
+            modes,
+            mirrors,
+            seen: HashMap::new(),
+            dropped: Vec::new(),
+        }
     }
 
     fn is_output(&self, port: usize) -> bool {
@@ -102,33 +109,43 @@ impl Model {
 
     /// What leaves by each port when `frame` comes in by `from`.
     pub fn forward(&mut self, from: usize, frame: &[u8]) -> Vec<(usize, Vec<u8>)> {
-        if frame.len() < 14 || self.is_output(from) {
-            return Vec::new();
+        if self.is_output(from) {
+            return self.drop_all(from, Counter::RxDropNoOutput);
+        }
+        if frame.len() < 14 {
+            return self.drop_all(from, Counter::RxDropMalformed);
         }
         let destination: [u8; 6] = frame[..6].try_into().unwrap();
         let source: [u8; 6] = frame[6..12].try_into().unwrap();
         let tagged = frame[12..14] == [0x81, 0] || frame[12..14] == [0x88, 0xa8];
         if tagged && frame.len() < 18 {
-            return Vec::new();
+            return self.drop_all(from, Counter::RxDropMalformed);
         }
         let tci = if tagged {
             u16::from_be_bytes([frame[14], frame[15]])
         } else {
             0
         };
-        let Some(vlan) = self.modes[from].ingress(tci & 0xfff) else {
-            return Vec::new();
-        };
-        let refused = source[0] & 1 == 1
-            || source == [0; 6]
-            || destination[..5] == [1, 0x80, 0xc2, 0, 0] && destination[5] < 16
+        let reserved = destination[..5] == [1, 0x80, 0xc2, 0, 0] && destination[5] < 16
             || destination == [1, 0, 0xc, 0xcc, 0xcc, 0xcd];
-        let targets = if refused {
+        let refused = if source[0] & 1 == 1 || source == [0; 6] {
+            Some(Counter::RxDropSource)
+        } else {
+            reserved.then_some(Counter::RxDropReserved)
+        };
+        let Some(vlan) = self.modes[from].ingress(tci & 0xfff) else {
+            return self.drop_all(from, refused.unwrap_or(Counter::RxDropVlan));
+        };
+        let targets = if refused.is_some() {
             Vec::new()
         } else {
             self.seen.insert((vlan, source), from);
             self.targets(from, vlan, destination)
         };
+        if targets.is_empty() {
+            self.dropped
+                .push((from, refused.unwrap_or(Counter::RxDropNoOutput)));
+        }
         let leaves = |with_tag| match (tagged, with_tag) {
             (true, true) => {
                 let mut out = frame.to_vec();
@@ -158,6 +175,11 @@ impl Model {
             .chain(watched)
             .filter(|(port, out)| out.len() <= MTUS[*port] + FRAME_OVERHEAD)
             .collect()
+    }
+
+    fn drop_all(&mut self, from: usize, reason: Counter) -> Vec<(usize, Vec<u8>)> {
+        self.dropped.push((from, reason));
+        Vec::new()
     }
 
     /// By which ports a frame leaves, and with a tag.

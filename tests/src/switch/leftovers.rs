@@ -78,7 +78,11 @@ fn stays(name: &str) -> bool {
 }
 
 /// A new temporary directory, after clearing up behind tests that are dead.
-pub(super) fn new_dir() -> TempDir {
+///
+/// # Panics
+/// If the temporary directory can't be written to.
+#[must_use]
+pub fn new_dir() -> TempDir {
     sweep();
     tempfile::Builder::new()
         .prefix(&format!("{DIR}{}-", std::process::id()))

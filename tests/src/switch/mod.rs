@@ -24,7 +24,7 @@ use crate::child::Child;
 use crate::wait::{PATIENCE, within};
 use crate::{prerequisites, programs};
 
-pub use leftovers::{Leftovers, sweep};
+pub use leftovers::{Leftovers, new_dir, sweep};
 
 /// MiB of hugepages that a switch gets by default.
 pub const MEMORY_MB: u64 = 128;
@@ -107,7 +107,7 @@ impl Builder {
     #[track_caller]
     pub fn start(self) -> Switch {
         prerequisites::ovs_tools();
-        let dir = leftovers::new_dir();
+        let dir = new_dir();
         let mut switch = Switch {
             prefix: default_prefix(&dir.path().join("run")),
             dir,
