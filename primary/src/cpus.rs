@@ -81,10 +81,10 @@ fn affinities() -> &'static Affinities {
     // Taken once, before any thread was pinned.
     static AFFINITIES: OnceLock<Affinities> = OnceLock::new();
     AFFINITIES.get_or_init(|| {
-        let inherited = of_this_thread().unwrap_or_else(|_| vec![0]);
+        let inherited = of_thread(0).unwrap_or_else(|_| vec![0]);
         // The kernel takes of all CPUs what the cpuset has.
         let all: Vec<usize> = (0..CpuSet::count()).collect();
-        let allowed = pin(0, &all).and_then(|()| of_this_thread());
+        let allowed = pin(0, &all).and_then(|()| of_thread(0));
         if let Err(e) = pin(0, &inherited) {
             log::warn!("this thread's CPUs can't be set: {e}");
         }
@@ -95,8 +95,12 @@ fn affinities() -> &'static Affinities {
     })
 }
 
-fn of_this_thread() -> nix::Result<Vec<usize>> {
-    sched_getaffinity(Pid::from_raw(0)).map(|set| members(&set).collect())
+/// The CPUs that thread `tid` may run on; 0: this one.
+///
+/// # Errors
+/// There is no such thread.
+pub fn of_thread(tid: u32) -> nix::Result<Vec<usize>> {
+    sched_getaffinity(Pid::from_raw(tid as i32)).map(|set| members(&set).collect())
 }
 
 fn members(set: &CpuSet) -> impl Iterator<Item = usize> {
@@ -175,10 +179,10 @@ mod tests {
     #[test]
     fn a_cpu_that_the_process_was_not_started_on_may_be_named() {
         pin(0, &(0..CpuSet::count()).collect::<Vec<_>>()).unwrap();
-        let all = of_this_thread().unwrap();
+        let all = of_thread(0).unwrap();
         pin(0, &all[..1]).unwrap();
         assert_eq!((allowed(), inherited()), (all.clone(), all[..1].to_vec()));
-        assert_eq!(of_this_thread().unwrap(), all[..1]);
+        assert_eq!(of_thread(0).unwrap(), all[..1]);
         assert_eq!(parse_list(&show(&all)), Ok(all));
     }
 

@@ -38,7 +38,8 @@ use crate::datapath::clock::Clock;
 use crate::datapath::ledger::Ledger;
 use crate::datapath::snapshot::Publisher;
 use crate::detach;
-use crate::eal_config::{EalConfig, Wishes, runtime_base};
+use crate::eal_config::{EalConfig, Wishes, default_prefix, runtime_base};
+use crate::hugedir;
 use crate::memory;
 use crate::notify::notify;
 use crate::pmds::{MAX_PMDS, Pmds};
@@ -143,6 +144,7 @@ pub fn run(args: &Args, eal_arguments: Vec<String>) -> anyhow::Result<()> {
     let Some(first) = first_configuration(&signals, &inbox, &events)? else {
         return Ok(());
     };
+    let _claim = hugedir::Claim::of(&default_prefix(&rundir)).map_err(|e| anyhow!(e))?;
     let (mut switch, prefix) = start_datapath(eal_arguments, &rundir, &first)?;
     let mut server = Server::listen(&rundir::attach_socket(&rundir))
         .with_context(|| format!("attach socket in {}", rundir.display()))?;
@@ -345,22 +347,26 @@ fn pools(mb_by_node: &[u64]) -> anyhow::Result<Vec<Pool>> {
 fn eal_config_with_patience(wishes: &Wishes, rundir: &Path) -> anyhow::Result<EalConfig> {
     // The run-time directory's lock is held, so a switch that had this prefix is dead. Its clients may not be, and they
     // hold locks on EAL's files: new ones are made.
-    let prefix = crate::eal_config::default_prefix(rundir);
+    let prefix = default_prefix(rundir);
     memory::remove_files(&prefix);
     let _ = fs::remove_dir_all(crate::eal_config::runtime_dir(&prefix));
     let start = Instant::now();
     loop {
         let config = EalConfig::new(wishes, rundir, &memory::hugepages());
+        let in_the_way = hugedir::in_the_way();
         let short = match &config {
             Ok(config) => !config.memory_is_ample,
             Err(e) => e.contains("hugepages"),
         };
         let waited = start.elapsed();
-        if !short || waited > MEMORY_PATIENCE {
-            return config.map_err(|e| anyhow!(e));
+        if !(short || in_the_way.is_some()) || waited > MEMORY_PATIENCE {
+            return match in_the_way {
+                Some(who) => Err(anyhow!(who)),
+                None => config.map_err(|e| anyhow!(e)),
+            };
         }
         let holders = memory::holders(&prefix);
-        if holders.is_empty() && config.is_ok() {
+        if holders.is_empty() && config.is_ok() && in_the_way.is_none() {
             return config.map_err(|e| anyhow!(e));
         }
         if waited > LETTING_GO {

@@ -121,7 +121,7 @@ impl EalConfig {
         }
 
         let asked = socket_mem.as_deref().map(by_node).transpose()?;
-        let memory_mb = memory::amount(pages, asked.as_ref().map(|list| list.iter().sum()))?;
+        let memory_mb = memory::amount(pages, asked.as_deref())?;
         let memory_is_ample = asked.is_some() || memory_mb >= memory::DEFAULT_MB;
         let memory_by_node = asked.unwrap_or_else(|| {
             let (node, _) = memory::roomiest_node(pages);
@@ -257,7 +257,12 @@ mod tests {
         };
         assert_eq!(memory("", vec![24, 1000]).as_deref(), Some("0,512"));
         assert_eq!(memory("", vec![512, 512]).as_deref(), Some("512"));
-        assert_eq!(memory("-m 100", vec![24, 1000]).as_deref(), Some("100"));
+        assert_eq!(memory("-m 0,100", vec![24, 1000]).as_deref(), Some("0,100"));
+        let error = on_nodes("-m 100", "", vec![24, 1000]).unwrap_err();
+        assert!(
+            error.contains("48 MiB of hugepages are free on NUMA node 0"),
+            "{error}"
+        );
         assert_eq!(memory("-m 100,300", vec![512, 512]).as_deref(), Some("100,300"));
     }
 

@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod detach;
 pub mod eal_config;
+pub mod hugedir;
 pub mod memory;
 pub mod notify;
 pub mod pmds;

@@ -50,7 +50,8 @@ pub fn hugepages() -> Vec<Hugepages> {
             Some(Hugepages {
                 size: kb << 10,
                 total: count("nr_hugepages")?,
-                free: count("free_hugepages")?,
+                // Some of the free ones may be promised to others' mappings.
+                free: count("free_hugepages")?.saturating_sub(count("resv_hugepages").unwrap_or(0)),
                 free_by_node: free_by_node(Path::new("/sys/devices/system/node"), kb),
                 mount: mount_points(&mounts, Some(kb << 10)).find(|m| may_write(m)),
             })
@@ -100,17 +101,27 @@ fn mount_points(mounts: &str, size: Option<u64>) -> impl Iterator<Item = PathBuf
     })
 }
 
+/// Every hugetlbfs. All of them: EAL may have been told which one to take (--huge-dir).
+pub fn mounts() -> impl Iterator<Item = PathBuf> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    mount_points(&mounts, None).collect::<Vec<_>>().into_iter()
+}
+
 /// The NUMA node to take memory from where the user names none, and the MiB it has: the first that has enough, or else the most.
 pub fn roomiest_node(pages: &[Hugepages]) -> (usize, u64) {
-    let nodes = pages.iter().map(|p| p.free_by_node.len()).max().unwrap_or(0);
-    let usable = |node: usize| -> u64 {
-        let of = |p: &Hugepages| p.free_by_node.get(node).map_or(0, |free| (free * p.size) >> 20);
-        pages.iter().filter(|p| p.mount.is_some()).map(of).sum()
-    };
-    (0..nodes)
-        .map(|node| (node, usable(node)))
+    (0..nodes(pages))
+        .map(|node| (node, usable_mb_of(pages, node)))
         .min_by_key(|&(_, mb)| Reverse(mb.min(DEFAULT_MB)))
         .unwrap_or((0, usable_mb(pages)))
+}
+
+fn nodes(pages: &[Hugepages]) -> usize {
+    pages.iter().map(|p| p.free_by_node.len()).max().unwrap_or(0)
+}
+
+fn usable_mb_of(pages: &[Hugepages], node: usize) -> u64 {
+    let of = |p: &Hugepages| p.free_by_node.get(node).map_or(0, |free| (free * p.size) >> 20);
+    pages.iter().filter(|p| p.mount.is_some()).map(of).sum()
 }
 
 fn usable_mb(pages: &[Hugepages]) -> u64 {
@@ -118,11 +129,26 @@ fn usable_mb(pages: &[Hugepages]) -> u64 {
     usable.map(|p| (p.free * p.size) >> 20).sum()
 }
 
-/// MiB of hugepages to take: `asked` as the user says, else the default or what there is on one node.
+/// MiB of hugepages to take: `asked` of each node as the user says, else the default or what there is on one node.
 ///
 /// # Errors
 /// There are too few, or no hugetlbfs is mounted: what to do about it.
-pub fn amount(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
+pub fn amount(pages: &[Hugepages], asked: Option<&[u64]>) -> Result<u64, String> {
+    let sum = asked.map(|list| list.iter().sum());
+    let amount = amount_in_all(pages, sum)?;
+    for (node, &need) in asked.unwrap_or_default().iter().enumerate().take(nodes(pages)) {
+        let usable = usable_mb_of(pages, node);
+        if usable < need {
+            return Err(format!(
+                "{usable} MiB of hugepages are free on NUMA node {node}, {need} MiB are needed there; reserve some in \
+                 /sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages"
+            ));
+        }
+    }
+    Ok(amount)
+}
+
+fn amount_in_all(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
     let usable = match asked {
         Some(_) => usable_mb(pages),
         None => roomiest_node(pages).1,
@@ -174,11 +200,7 @@ pub fn mbufs(mb: u64) -> u32 {
 /// Removes the hugepage files of EAL file prefix `prefix`, which EAL leaves behind. How many there were.
 pub fn remove_files(prefix: &str) -> usize {
     let wanted = format!("{prefix}map_");
-    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
-    // All of them: EAL may have been told which one to take (--huge-dir).
-    mount_points(&mounts, None)
-        .map(|mount| remove_matching(&mount, &wanted))
-        .sum()
+    mounts().map(|mount| remove_matching(&mount, &wanted)).sum()
 }
 
 fn remove_matching(dir: &Path, prefix: &str) -> usize {
@@ -229,7 +251,7 @@ mod tests {
     fn takes_what_is_there_up_to_the_default() {
         assert_eq!(amount(&pages(1024, true), None), Ok(512));
         assert_eq!(amount(&pages(100, true), None), Ok(200));
-        assert_eq!(amount(&pages(1024, true), Some(1500)), Ok(1500));
+        assert_eq!(amount(&pages(1024, true), Some(&[1500])), Ok(1500));
     }
 
     /// EAL is asked for memory node by node: what all of them have together is no use.
@@ -242,6 +264,13 @@ mod tests {
         two[0].free_by_node = vec![300, 500];
         assert_eq!(roomiest_node(&two), (0, 600));
         assert_eq!(amount(&two, None), Ok(512));
+        two[0].free = 800;
+        assert_eq!(amount(&two, Some(&[300, 300])), Ok(600));
+        let error = amount(&two, Some(&[601])).unwrap_err();
+        assert!(
+            error.contains("600 MiB of hugepages are free on NUMA node 0, 601 MiB"),
+            "{error}"
+        );
         two[0].free_by_node = vec![10, 10];
         assert!(amount(&two, None).is_err());
         two[0].mount = None;
@@ -269,13 +298,13 @@ mod tests {
                 .contains("nr_hugepages")
         );
         assert!(
-            amount(&pages(100, true), Some(512))
+            amount(&pages(100, true), Some(&[512]))
                 .unwrap_err()
                 .contains("echo 264 >")
         );
         let mut shared = pages(100, true);
         shared[0].total = 300;
-        assert!(amount(&shared, Some(512)).unwrap_err().contains("echo 464 >"));
+        assert!(amount(&shared, Some(&[512])).unwrap_err().contains("echo 464 >"));
         assert!(
             amount(&pages(100, false), None)
                 .unwrap_err()

@@ -35,6 +35,8 @@ struct Thread {
     control: Arc<Control>,
     lcore: u32,
     cpu: Option<usize>,
+    /// It is not on that CPU, and can't be brought there: that has been said.
+    astray: bool,
     /// What it had counted when its statistics were cleared, and the timestamp counter of that moment.
     cleared: (ThreadSnapshot, u64),
 }
@@ -96,6 +98,28 @@ impl Pmds {
     /// Kernel thread id of thread `thread`.
     pub fn tid(&self, thread: usize) -> Option<u32> {
         Some(self.running.get(thread)?.control.tid.load(Ordering::Acquire))
+    }
+
+    /// Brings pinned threads back to their CPUs. Until Linux 6.2 they lose them with any change of a CPU set, which may be another
+    /// service's, and always as a CPU goes offline.
+    pub fn keep_pinned(&mut self) {
+        for (number, thread) in self.running.iter_mut().enumerate() {
+            let (Some(cpu), tid) = (thread.cpu, thread.control.tid.load(Ordering::Acquire)) else {
+                continue;
+            };
+            if cpus::of_thread(tid).is_ok_and(|set| set == [cpu]) {
+                thread.astray = false;
+                continue;
+            }
+            match cpus::pin(tid, &[cpu]) {
+                Ok(()) => log::warn!("PMD thread {number} was taken off CPU {cpu}; it is back"),
+                Err(e) if !thread.astray => {
+                    log::error!("PMD thread {number} can't go back to CPU {cpu}: {e}; trying on");
+                    thread.astray = true;
+                }
+                Err(_) => {}
+            }
+        }
     }
 
     /// Runs one thread on each of `cpus`; without a list, one thread that the kernel places.
@@ -169,6 +193,7 @@ impl Pmds {
             control,
             lcore,
             cpu: None,
+            astray: false,
             cleared: (self.counters(number), tsc()),
         })
     }

@@ -22,7 +22,7 @@ pub fn hugepages(mb: u64) {
     );
     let mut lack = String::new();
     let enough = within(HUGEPAGE_PATIENCE, || {
-        match memory::amount(&memory::hugepages(), Some(mb)) {
+        match memory::amount(&memory::hugepages(), Some(&[mb])) {
             Ok(_) => true,
             Err(why) => {
                 lack = why;

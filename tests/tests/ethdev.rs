@@ -232,6 +232,25 @@ fn a_tap_interface() {
     );
 }
 
+/// DPDK has a table for so many devices, of which the bridge's own port is one.
+#[test]
+fn one_device_too_many_is_told_why() {
+    let switch = Switch::with_ports(&[]);
+    let add = |n: u32| add_line(&format!("null{n}"), &format!("net_null{n},no-rx=1"));
+    let all: Vec<String> = (1..dpdk_sys::RTE_MAX_ETHPORTS).map(add).collect();
+    switch.vsctl(&all.join(" -- "));
+    let one_more = dpdk_sys::RTE_MAX_ETHPORTS;
+    let complaint = switch.vsctl_complaint(&add(one_more));
+    let why = format!("this DPDK has no place for more than {one_more} devices");
+    assert!(complaint.contains(&why), "{complaint}");
+    switch.vsctl("del-port null1");
+    eventually("it has the place", || {
+        switch.vsctl(&format!("set Interface null{one_more} external_ids:again=1"));
+        switch.get("Interface", &format!("null{one_more}"), "error") == "[]"
+    });
+    switch.stop();
+}
+
 /// A device that can't be had is named in its row; put right, it works.
 #[test]
 fn a_missing_device_is_an_error_in_its_row() {

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use dpdk_vswitchd::memory;
+use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
@@ -68,6 +70,25 @@ fn no_hugepages_at_the_start() {
         "{said}"
     );
     assert!(start.elapsed() < Duration::from_secs(30));
+}
+
+/// Anybody who can open the hugepages' directory may keep DPDK from starting: it is said who does.
+#[test]
+fn a_lock_on_the_hugepages() {
+    let switch = Switch::start();
+    let mount = memory::mounts().next().expect("a hugetlbfs");
+    let lock = Flock::lock(fs::File::open(mount).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
+    let output = Command::new(switch.command().get_program())
+        .args(["--socket-mem=64", "--", "--rundir"])
+        .arg(switch.scratch().join("other"))
+        .env_remove("OVS_RUNDIR")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let who = format!("process {} holds the lock on", std::process::id());
+    assert!(!output.status.success() && said.contains(&who), "{said}");
+    drop(lock);
+    switch.stop();
 }
 
 /// Ports until the memory is used up: the first that gets none says so in its row, the others work, and when others

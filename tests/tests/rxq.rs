@@ -1,5 +1,6 @@
 //! Receive queues and the PMD threads that poll them, by the stock tools: pinned, dealt out, moved, and what they cost.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use dpdk_vswitchd::cpus;
@@ -126,6 +127,28 @@ fn wrong_values_are_named_and_hurt_nothing() {
     assert_eq!(shown(&switch), [thread(false, &[0, 3]), thread(false, &[1, 2])]);
     pin(&switch, "null", "");
     assert_eq!(switch.vsctl("get Interface null error"), "[]\n");
+}
+
+/// A change of the host's CPU sets takes threads off their CPUs, on many kernels.
+#[test]
+fn threads_come_back_to_their_cpus() {
+    let switch = Switch::with_ports(&[1]);
+    let both = on_two_cpus(&switch);
+    let placed = || -> Vec<(u32, Vec<usize>)> {
+        let tasks = fs::read_dir(format!("/proc/{}/task", switch.pid())).unwrap();
+        let tids = tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse().unwrap());
+        tids.map(|tid| (tid, cpus::of_thread(tid).unwrap())).collect()
+    };
+    let pinned: Vec<_> = placed().into_iter().filter(|(_, set)| set.len() == 1).collect();
+    assert!(pinned.len() >= 2, "{pinned:?}");
+    for (tid, _) in &pinned {
+        cpus::pin(*tid, &both).unwrap();
+    }
+    eventually("they are back", || {
+        let now = placed();
+        pinned.iter().all(|thread| now.contains(thread))
+    });
+    switch.wait_for_log("was taken off CPU");
 }
 
 #[test]

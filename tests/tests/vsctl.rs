@@ -1,7 +1,7 @@
 //! The stock tools against the switch: the paper's commands as printed, and what people do after them.
 
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vswitch_common::stats::Counter;
@@ -393,6 +393,31 @@ fn a_second_switch_in_the_directory_is_refused() {
         "it names the process: {text}"
     );
     assert!(switch.runs());
+    Bare::attached(&switch, 1);
+    switch.stop();
+}
+
+/// One in another container may have a run-time directory of the same name: its files of hugepages would be the first one's.
+#[test]
+fn a_second_switch_on_the_same_hugepages_is_refused() {
+    let mut switch = Switch::with_ports(&[1]);
+    let pages = switch.leftovers().hugepage_files();
+    let hide = "mount -t tmpfs none \"$0\" && mkdir \"$0/run\" && exec \"$@\"";
+    let command = switch.command();
+    let output = Command::new("unshare")
+        .args(["--mount", "sh", "-c", hide])
+        .arg(switch.scratch())
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_remove("OVS_RUNDIR")
+        .output()
+        .expect("util-linux is there");
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && text.contains("another switch"),
+        "{text}"
+    );
+    assert!(switch.runs() && switch.leftovers().hugepage_files() == pages);
     Bare::attached(&switch, 1);
     switch.stop();
 }

@@ -399,6 +399,7 @@ impl Switch {
         self.watch_clients();
         self.watch_drops();
         self.watch_queues();
+        self.parts.pmds.keep_pinned();
         let ledger = &self.parts.ledger;
         self.parts
             .segment

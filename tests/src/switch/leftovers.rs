@@ -29,11 +29,9 @@ impl Leftovers {
     pub fn of(rundir: &Path, prefix: &str) -> Leftovers {
         let mut files = Vec::new();
         for mount in memory::hugepages().into_iter().filter_map(|p| p.mount) {
-            files.extend(
-                entries(&mount)
-                    .into_iter()
-                    .filter(|p| name_of(p).starts_with(&format!("{prefix}map_"))),
-            );
+            files.extend(entries(&mount).into_iter().filter(|p| {
+                name_of(p).starts_with(&format!("{prefix}map_")) || name_of(p) == format!("{prefix}.lock")
+            }));
         }
         let segment = Path::new("/dev/shm").join(segment_name(prefix).trim_start_matches('/'));
         files.extend([Path::new("/var/run/dpdk").join(prefix), segment]);
@@ -100,9 +98,25 @@ pub fn sweep() {
             .and_then(|pid| pid.parse().ok());
         if owner.is_some_and(is_dead) {
             let rundir = dir.join("run");
-            Leftovers::of(&rundir, &default_prefix(&rundir)).remove();
+            let prefix = default_prefix(&rundir);
+            Leftovers::of(&rundir, &prefix).remove();
+            remove_those_of_guests(&prefix);
             let _ = fs::remove_dir_all(&dir);
         }
+    }
+}
+
+/// A testpmd beside the switch with file prefix `prefix` has memory of its own, under names that begin with that one.
+fn remove_those_of_guests(prefix: &str) {
+    let of_guest = |path: &PathBuf| name_of(path).starts_with(&format!("{prefix}-"));
+    for file in memory::mounts()
+        .flat_map(|mount| entries(&mount))
+        .filter(of_guest)
+    {
+        let _ = fs::remove_file(file);
+    }
+    for dir in entries(Path::new("/var/run/dpdk")).into_iter().filter(of_guest) {
+        let _ = fs::remove_dir_all(dir);
     }
 }
 

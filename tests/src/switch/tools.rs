@@ -3,7 +3,6 @@
 use std::process::{Command, Output, Stdio};
 
 use super::Switch;
-use crate::wait::{PATIENCE, within};
 
 /// A tool that hangs is ended after this; a switch answers at once.
 const LIMIT: &str = "20";
@@ -71,12 +70,14 @@ impl Switch {
     /// Adds bridge `name` with a client ring port `dpdkrN` for each of `ports`.
     ///
     /// # Panics
-    /// If the host has an interface of that name: tests would take it for the bridge's.
+    /// If the host has an interface of that name, and not by another switch: tests would take it for the bridge's.
     #[track_caller]
     pub fn add_bridge(&self, name: &str, ports: &[u16]) {
         let interface = std::path::Path::new("/sys/class/net").join(name);
-        let free = within(PATIENCE, || !interface.exists());
-        assert!(free, "this host has an interface {name}, as the tests' bridge");
+        assert!(
+            !interface.exists() || interface.join("tun_flags").exists(),
+            "this host has an interface {name}, as the tests' bridge"
+        );
         let mut line = format!("add-br {name} -- set Bridge {name} datapath_type=dpdk");
         for port in ports {
             line += &format!(" -- add-port {name} dpdkr{port} -- set Interface dpdkr{port} type=dpdkr");
