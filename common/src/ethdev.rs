@@ -116,14 +116,14 @@ impl Ethdev {
             None => {
                 // SAFETY: a NUL-terminated string that DPDK parses.
                 let rc = unsafe { sys::rte_dev_probe(c_args.as_ptr()) };
-                if rc < 0 && attached_devices().len() == sys::RTE_MAX_ETHPORTS as usize {
-                    return Err(fault(format!(
-                        "this DPDK has no place for more than {} devices",
-                        sys::RTE_MAX_ETHPORTS
-                    )));
-                }
                 if rc < 0 {
-                    return Err(fault(strerror(-rc)));
+                    let most = sys::RTE_MAX_ETHPORTS;
+                    let full = attached_devices().len() == most as usize;
+                    return Err(fault(if full {
+                        format!("this DPDK has no place for more than {most} devices")
+                    } else {
+                        strerror(-rc)
+                    }));
                 }
                 let port = port_by_name(&device).ok_or(EthdevError::NoPort {
                     device: device.clone(),

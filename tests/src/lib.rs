@@ -12,7 +12,7 @@
 //! | [`guest`] | the shim, and testpmd's virtio-user as its guest |
 //! | [`fake_host`] | sysfs and procfs as plain files, for the scripts that prepare a host |
 //! | [`traced`] | a kill at a system call of one's choice |
-//! | [`pcap`], [`packet`], [`namespace`] | capture files, kernel interfaces, network namespaces |
+//! | [`pcap`], [`packet`], [`namespace`] | capture files, kernel interfaces, namespaces |
 //! | [`vm`] | guests in QEMU on the ports of a switch |
 //! | [`nic_host`] | a machine in QEMU with NICs of its own, for a switch to run in |
 //! | [`child`], [`programs`], [`prerequisites`], [`wait`] | processes and patience |

@@ -1,11 +1,12 @@
-//! Network namespaces: hosts of their own on this host.
+//! Network namespaces: hosts of their own on this host. And mounts that only a test sees.
 
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::sched::{CloneFlags, setns};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 
 use crate::child::{Child, is_dead};
 use crate::prerequisites::{self, run};
@@ -15,6 +16,17 @@ use crate::wait::{PATIENCE, within};
 /// Names are this, the test's process id, and a number.
 const PREFIX: &str = "vswitch-test-";
 const DIR: &str = "/run/netns";
+
+/// Lets this thread and its children mount what nobody else sees, and what goes with them.
+///
+/// # Panics
+/// If the kernel refuses.
+#[track_caller]
+pub fn own_mounts() {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS).expect("a mount namespace");
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
+}
 
 /// A network namespace. Removed when dropped, with the interfaces in it.
 #[derive(Debug)]

@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use dpdk_vswitchd::memory;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use vswitch_common::stats::layout::{Layout, MAX_PORTS};
 use vswitch_common::stats::{Counter, PortInfo, Reader, Segment};
 use vswitch_tests::bare::Traffic;
 use vswitch_tests::frames::{BROADCAST, mac};
+use vswitch_tests::namespace::own_mounts;
 use vswitch_tests::{Bare, Frame, Switch, eventually, prerequisites, wait};
 
 fn database_pid(switch: &Switch) -> Option<i32> {
@@ -49,22 +49,27 @@ impl Steady {
     }
 }
 
-/// More memory than there is: the switch does not start, and says why and what to do.
-#[test]
-fn no_hugepages_at_the_start() {
-    let switch = Switch::start();
-    let dir = switch.scratch().join("other");
-    let mut command = Command::new(switch.command().get_program());
-    command.args(["--socket-mem=9000000", "--", "--rundir"]).arg(&dir);
-    let start = Instant::now();
-    let output = command
+/// What a switch beside `switch` says, with so much memory and a directory of its own, as it does not start.
+#[track_caller]
+fn another_fails(switch: &Switch, memory: &str) -> String {
+    let output = Command::new(switch.command().get_program())
+        .args([memory, "--", "--rundir"])
+        .arg(switch.scratch().join("other"))
         .env_remove("OVS_RUNDIR")
         .env_remove("RUNTIME_DIRECTORY")
         .env_remove("NOTIFY_SOCKET")
         .output()
         .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
     assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// More memory than there is: the switch does not start, and says why and what to do.
+#[test]
+fn no_hugepages_at_the_start() {
+    let switch = Switch::start();
+    let start = Instant::now();
+    let said = another_fails(&switch, "--socket-mem=9000000");
     assert!(
         said.contains("9000000 MiB are needed") && said.contains("nr_hugepages"),
         "{said}"
@@ -78,15 +83,9 @@ fn a_lock_on_the_hugepages() {
     let switch = Switch::start();
     let mount = memory::mounts().next().expect("a hugetlbfs");
     let lock = Flock::lock(fs::File::open(mount).unwrap(), FlockArg::LockExclusiveNonblock).unwrap();
-    let output = Command::new(switch.command().get_program())
-        .args(["--socket-mem=64", "--", "--rundir"])
-        .arg(switch.scratch().join("other"))
-        .env_remove("OVS_RUNDIR")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
+    let said = another_fails(&switch, "--socket-mem=64");
     let who = format!("process {} holds the lock on", std::process::id());
-    assert!(!output.status.success() && said.contains(&who), "{said}");
+    assert!(said.contains(&who), "{said}");
     drop(lock);
     switch.stop();
 }
@@ -308,9 +307,7 @@ fn the_wall_clock_jumps() {
 #[test]
 fn full_shared_memory() {
     let none = None::<&str>;
-    // Seen by this thread only, and gone with it
-    unshare(CloneFlags::CLONE_NEWNS).unwrap();
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    own_mounts();
     let size = size_of::<Layout>() + (64 << 10);
     let tmpfs =
         |options: &str| mount(none, "/dev/shm", Some("tmpfs"), MsFlags::empty(), Some(options)).unwrap();

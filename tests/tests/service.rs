@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, ChildStdout, Command, Stdio};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 use vswitch_tests::child::Child;
 use vswitch_tests::fake_host::run;
+use vswitch_tests::namespace::own_mounts;
 use vswitch_tests::wait::PATIENCE;
 use vswitch_tests::{prerequisites, programs};
 
@@ -57,10 +57,8 @@ impl Service {
             fs::create_dir(path(name)).unwrap();
             chown(path(name), Some(owner), Some(owner)).unwrap();
         }
-        // Seen by this thread and its children, and gone with them
+        own_mounts();
         let none = None::<&str>;
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
         fs::create_dir(path("huge")).unwrap();
         let options = format!("pagesize=2M,gid={owner},mode=1770");
         mount(

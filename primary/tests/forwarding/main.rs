@@ -6,6 +6,7 @@ mod model;
 mod shares;
 
 use dpdk_vswitchd::datapath::BURST;
+use dpdk_vswitchd::datapath::ledger::Owner;
 use dpdk_vswitchd::datapath::vlan::VlanPolicy;
 use proptest::prelude::*;
 use vswitch_common::mbuf::Mbuf;
@@ -157,6 +158,7 @@ proptest! {
         for port in 1..PORTS {
             fixture.return_unread(port);
         }
+        prop_assert_eq!(bench.ledger.owned(Owner::client(9, 0)), 0);
         fixture.end();
     }
 }
