@@ -28,6 +28,9 @@ const BOOT: Duration = Duration::from_secs(90);
 /// Until a guest's network is up again after whatever came over it.
 const NETWORK: Duration = Duration::from_secs(20);
 
+/// What says which boot of a guest it is.
+pub const BOOT_ID: &str = "cat /proc/sys/kernel/random/boot_id";
+
 /// What a test of VMs returns.
 pub type Outcome = Result<(), Failed>;
 
@@ -109,6 +112,17 @@ pub fn image() -> vm_harness::Image {
     image
 }
 
+/// The same guest of a later release: what `scripts/build-image debian13` makes.
+///
+/// # Panics
+/// If it can't be made.
+#[must_use]
+pub fn debian13() -> vm_harness::Image {
+    let directory = vm_harness::image::run_script("build-image", &["debian13"])
+        .unwrap_or_else(|e| panic!("no guest image: {e}; run scripts/build-image debian13"));
+    vm_harness::Image::at(directory.as_ref())
+}
+
 /// How guests run: `$ACCEL`, which is translation unless it says `kvm`.
 #[must_use]
 pub fn accel() -> Accel {
@@ -165,7 +179,7 @@ pub fn carrier(vm: &mut Vm, interface: &str, up: bool) -> Result<Duration, Faile
 
 /// Which boot of the guest this is: another number after a restart of the VM.
 pub fn boot_id(vm: &mut Vm) -> Result<String, Failed> {
-    Ok(vm.serial()?.check("cat /proc/sys/kernel/random/boot_id")?)
+    Ok(vm.serial()?.check(BOOT_ID)?)
 }
 
 /// Process ids of the shims that this VM's QEMU has started and not yet buried.
