@@ -1,5 +1,7 @@
 //! The learning bridge, on real rings: where each frame goes, and by which counter each dropped one is told.
 
+use std::time::{Duration, Instant};
+
 use vswitch_common::stats::Counter;
 use vswitch_tests::frames::{BROADCAST, Mac, mac};
 use vswitch_tests::{Bare, Frame, Switch};
@@ -35,7 +37,7 @@ impl Net {
         }
         for (i, client) in self.clients.iter_mut().enumerate() {
             assert!(
-                !to.is_empty() || i + 1 != from || client.collect(1, std::time::Duration::ZERO).is_empty(),
+                !to.is_empty() || i + 1 != from || client.collect(1, Duration::ZERO).is_empty(),
                 "back out of the port it came by"
             );
             client.expect_nothing();
@@ -80,6 +82,47 @@ fn learns_floods_and_moves() {
     assert_eq!(net.switch.appctl("fdb/flush br0"), "table successfully flushed\n");
     net.goes(2, frame(mac(1), mac(2)), &[1, 3]);
     assert_eq!(net.count(1, Counter::RxFlooded), 1);
+    net.switch.assert_frames_accounted();
+}
+
+/// Who is not heard of for the time that is set is forgotten, and flooded to; who is heard of, or was entered by hand, stays.
+#[test]
+fn addresses_age_out() {
+    let mut net = Net::new(3);
+    let switch = &net.switch;
+    switch.vsctl("set Bridge br0 other_config:mac-aging-time=15");
+    switch.appctl("fdb/add br0 dpdkr3 0 02:00:00:00:00:03");
+    net.goes(2, frame(mac(3), mac(2)), &[3]);
+    let silent = Instant::now();
+    let known = |net: &Net, n: u8| {
+        let table = net.switch.appctl("fdb/show br0");
+        table.contains(&format!("02:00:00:00:00:{n:02x}"))
+    };
+    while known(&net, 2) {
+        assert!(silent.elapsed() < Duration::from_secs(25), "it stays");
+        net.clients[0].send(&[frame(mac(3), mac(1))]);
+        net.clients[2].receive(1);
+    }
+    println!("forgotten after {:.1} s", silent.elapsed().as_secs_f64());
+    assert!(silent.elapsed() >= Duration::from_secs(14));
+    assert!(known(&net, 1) && known(&net, 3));
+    net.goes(1, frame(mac(2), mac(1)), &[2, 3]);
+    net.goes(3, frame(mac(1), mac(4)), &[1]);
+
+    for n in [1, 3] {
+        net.switch
+            .appctl(&format!("fdb/del br0 0 02:00:00:00:00:{n:02x}"));
+        assert!(!known(&net, n));
+    }
+    net.goes(2, frame(mac(3), mac(2)), &[1, 3]);
+    let again = net
+        .switch
+        .tool("ovs-appctl", &["fdb/del", "br0", "0", "02:00:00:00:00:03"]);
+    assert!(!again.status.success(), "{again:?}");
+    assert!(
+        String::from_utf8_lossy(&again.stderr).contains("no such entry"),
+        "{again:?}"
+    );
     net.switch.assert_frames_accounted();
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use dpdk_vswitchd::cpus;
 use vswitch_tests::bare::{Traffic, exchange};
+use vswitch_tests::wait::within;
 use vswitch_tests::{Bare, Switch, eventually};
 
 /// The two CPUs that PMD threads get here.
@@ -279,6 +280,49 @@ fn what_queues_cost_decides_who_polls_them() {
     );
     let polled = [one, other].map(|cpu| show(cpu).matches("port: busy").count());
     assert_eq!(polled, [1, 1], "{}{}", show(one), show(other));
+}
+
+/// The same without a word from anybody: a minute of one thread with all of the work, and the other one gets half of it.
+#[test]
+fn an_overloaded_thread_is_relieved() {
+    let switch = Switch::with_ports(&[]);
+    let cpus = on_two_cpus(&switch);
+    set(&switch, "pmd-auto-lb", "true");
+    // New, and all at once, they are dealt out there and back again: the first and the last to one thread.
+    let ports = [
+        ("a-busy", "net_null1", 1),
+        ("b-idle", "net_null2,no-rx=1", 2),
+        ("c-busy", "net_null3", 1),
+    ];
+    let add = ports.map(|(name, devargs, queues)| {
+        format!(
+            "add-port br0 {name} -- set Interface {name} type=dpdk options:dpdk-devargs={devargs} options:n_rxq={queues}"
+        )
+    });
+    switch.vsctl(&add.join(" -- "));
+    let busy = || {
+        cpus.map(|cpu| {
+            switch
+                .appctl(&format!("dpif-netdev/pmd-rxq-show -pmd {cpu}"))
+                .matches("-busy ")
+                .count()
+        })
+    };
+    let before = busy();
+    assert!(
+        before.contains(&2),
+        "{}",
+        switch.appctl("dpif-netdev/pmd-rxq-show")
+    );
+    let start = Instant::now();
+    let parted = within(Duration::from_secs(100), || busy() == [1, 1]);
+    println!("parted after {:.0} s", start.elapsed().as_secs_f64());
+    assert!(
+        parted && start.elapsed() > Duration::from_secs(45),
+        "{}",
+        switch.appctl("dpif-netdev/pmd-rxq-show")
+    );
+    assert!(switch.log().contains("dealt out anew"), "{}", switch.log());
 }
 
 /// Queues that change their thread all the time, under load: nothing is lost, and each queue's frames stay in order.
