@@ -28,6 +28,17 @@ pub fn own_mounts() {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).expect("private mounts");
 }
 
+/// Gives this thread and its children a network of their own, which ends with the last of them.
+///
+/// # Panics
+/// If the kernel refuses, or `ip` is not installed.
+#[track_caller]
+pub fn own_network() {
+    prerequisites::program("ip", "iproute2");
+    unshare(CloneFlags::CLONE_NEWNET).expect("a network namespace");
+    run("ip", &["link", "set", "lo", "up"]);
+}
+
 /// A network namespace. Removed when dropped, with the interfaces in it.
 #[derive(Debug)]
 pub struct Namespace {
