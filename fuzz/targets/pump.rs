@@ -172,6 +172,7 @@ impl Bench {
             memory: Arc::clone(&self.memory),
             features: self.features,
             enabled: true,
+            given_up: false,
             log: None,
             kick: None,
             call: None,

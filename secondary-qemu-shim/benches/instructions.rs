@@ -73,6 +73,7 @@ fn lane(memory: &Arc<GuestMemory>, driver: &Driver) -> Lane<Ring> {
         memory: Arc::clone(memory),
         features: Features::new(FEATURES),
         enabled: true,
+        given_up: false,
         log: None,
         kick: None,
         call: None,

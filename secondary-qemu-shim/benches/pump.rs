@@ -90,6 +90,7 @@ fn bench(layout: &str, features: u64, direction: &str) {
         memory: Arc::clone(&memory),
         features,
         enabled: true,
+        given_up: false,
         log: None,
         kick: None,
         call: None,

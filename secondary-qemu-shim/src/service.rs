@@ -296,7 +296,7 @@ impl Service<'_> {
     /// where they stopped, and complains of each.
     fn let_frontend_stop(&mut self) {
         let until = Instant::now() + STOP_TIME;
-        while self.device().has_started() {
+        while self.device().has_started() && Instant::now() < until {
             let Some(frontend) = &mut self.frontend else {
                 return;
             };
@@ -339,9 +339,14 @@ impl Service<'_> {
             Ended::Closed => log::info!("{ended}"),
             _ => self.say(&format!("{ended}; the connection ends")),
         }
-        self.frontend = None;
-        self.device().disconnect();
+        self.disconnect();
         self.config.is_child().then_some(Ending::Done)
+    }
+
+    /// The virtqueues first: a frontend that sees the connection end goes on with them itself.
+    fn disconnect(&mut self) {
+        self.device().disconnect();
+        self.frontend = None;
     }
 
     fn say(&self, text: &str) {
@@ -360,7 +365,6 @@ impl Service<'_> {
     /// Leaves everything as it should be found: as without a switch, and virtqueues stopped.
     fn end(mut self) {
         self.leave_switch();
-        self.frontend = None;
-        self.device().disconnect();
+        self.disconnect();
     }
 }

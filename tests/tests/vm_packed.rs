@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use vm_harness::{Vm, VmBuilder, guest};
 use vswitch_common::fault::{self, Point};
+use vswitch_common::stats::Counter::RxPackets;
 use vswitch_tests::vm::{self, Failed, Outcome};
 use vswitch_tests::{Switch, eventually};
 
@@ -77,6 +78,47 @@ fn packed_rings_go_on_after_their_shim_and_their_switch() -> Outcome {
     guest::wait_reachable(one.serial()?, "10.0.0.2", BACK)?;
     drop((one, two));
     switch.wait_for_free_mbufs(free);
+    switch.stop();
+    Ok(())
+}
+
+/// What a guest has sent when its shim is killed stays in its ring for the next one: QEMU, between the two, has no idea where
+/// a packed ring stands, and lets everything be.
+#[test]
+fn shims_killed_in_a_flood() -> Outcome {
+    let switch = Switch::with_ports(&[1, 2]);
+    let mut one = client(&switch, 1).spawn()?;
+    let mut two = client(&switch, 2).spawn()?;
+    vm::boot(&mut [&mut one, &mut two])?;
+    vm::reaches(&mut one, "10.0.0.2")?;
+    // Somebody listens: refusals would end the flood.
+    two.serial()?
+        .spawn("exec socat -u UDP4-RECV:9 OPEN:/dev/null", "/tmp/sink")?;
+    two.serial()?
+        .check("until ss -lun | grep -q :9; do sleep 0.1; done")?;
+    one.serial()?.spawn(
+        "exec socat -u -b 1400 OPEN:/dev/zero UDP4:10.0.0.2:9",
+        "/tmp/flood",
+    )?;
+    let sent = || switch.count("dpdkr1", RxPackets);
+    let mut before = sent();
+    for round in 0..12 {
+        eventually(&format!("the flood goes on, round {round}"), || {
+            sent() > before + 2000
+        });
+        std::thread::sleep(Duration::from_millis(37 * round));
+        let old = vm::shim(&one);
+        vm::kill_now(old);
+        eventually(
+            "QEMU starts another shim",
+            || matches!(vm::shims(&one).as_slice(), [new] if *new != old),
+        );
+        vm::carrier(&mut one, "eth0", true)?;
+        before = sent();
+    }
+    guest::wait_reachable(two.serial()?, "10.0.0.1", BACK)?;
+    one.shut_down()?;
+    two.shut_down()?;
     switch.stop();
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -17,8 +17,12 @@ use crate::port::SwitchPort;
 
 /// Bytes of a vhost-user message's header: request, flags, size of the payload, four each.
 const HEADER: usize = 12;
+/// Bytes of the longest message that this module looks into, which is `SET_VRING_ADDR`; and 32-bit words.
+const LOOK: usize = HEADER + 40;
+const LOOK_WORDS: usize = LOOK / 4;
 /// Requests that this module looks at itself.
 const SET_FEATURES: u32 = 2;
+const SET_VRING_ADDR: u32 = 9;
 const SET_VRING_ENABLE: u32 = 18;
 /// Header flags: version 1, this is a reply, a reply is wanted.
 const VERSION: u32 = 1;
@@ -77,15 +81,15 @@ impl<P: SwitchPort + 'static> Connection<P> {
     /// # Errors
     /// The connection is over.
     pub fn handle(&mut self) -> Result<(), Ended> {
-        let mut header = [0; HEADER];
+        let mut message = [0; LOOK];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        match descriptors::receive(&self.socket, &mut header, flags) {
+        match descriptors::receive(&self.socket, &mut message, flags) {
             Ok((0, _)) => return Err(Ended::Closed),
             // The message library has no room for more, and would wait for another header for ever.
             Ok((_, files)) if files.len() > MAX_ATTACHED_FD_ENTRIES => {
                 return Err(Ended::Message(Error::IncorrectFds));
             }
-            Ok((HEADER, _)) => self.partial_since = None,
+            Ok((HEADER.., _)) => self.partial_since = None,
             Ok(_) => {
                 if self.partial_since.get_or_insert_with(Instant::now).elapsed() > MESSAGE_TIME {
                     return Err(Ended::Stalled);
@@ -97,45 +101,74 @@ impl<P: SwitchPort + 'static> Connection<P> {
             Err(Errno::ECONNRESET) => return Err(Ended::Closed),
             Err(why) => return Err(Ended::Socket(why)),
         }
-        let [request, flags, _] = words(&header);
-        if request == SET_VRING_ENABLE && !self.features_set {
-            return self.enable_early(flags);
+        let message: [u32; LOOK_WORDS] = words(&message);
+        match message[0] {
+            SET_VRING_ENABLE if !self.features_set => return self.enable_early(),
+            SET_VRING_ADDR if is_misaligned(&message) => return self.misplace(),
+            _ => {}
         }
+        let request = message[0];
         self.features_set |= request == SET_FEATURES;
         self.handler.handle_request().map_err(|why| match why {
             Error::Disconnected | Error::SocketBroken(_) => Ended::Closed,
             Error::SocketRetry(_) => Ended::Stalled,
             why => Ended::Message(why),
         })?;
-        self.device
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .answered();
+        self.device().answered();
         Ok(())
     }
 }
 
 impl<P: SwitchPort + 'static> Connection<P> {
     /// QEMU enables a netdev's rings before it has set features, which the message library takes for an error.
-    fn enable_early(&mut self, flags: u32) -> Result<(), Ended> {
-        let mut message = [0; HEADER + 8];
-        self.socket.read_exact(&mut message).map_err(|_| Ended::Stalled)?;
-        let [_, _, size, index, enable] = words(&message);
-        let mut device = self.device.lock().unwrap_or_else(PoisonError::into_inner);
+    fn enable_early(&mut self) -> Result<(), Ended> {
+        let [request, flags, size, index, enable] = self.take()?;
         if size != 8 {
             return Err(Ended::Message(Error::InvalidMessage));
         }
-        device
+        self.device()
             .set_vring_enable(index, enable != 0)
             .map_err(Ended::Message)?;
-        if flags & NEED_REPLY != 0 {
-            let reply = [SET_VRING_ENABLE, VERSION | REPLY, 8, 0, 0].map(u32::to_ne_bytes);
-            self.socket
-                .write_all(reply.as_flattened())
-                .map_err(|_| Ended::Closed)?;
-        }
-        Ok(())
+        self.acknowledge(request, flags)
     }
+
+    /// The guest's driver chose addresses that no ring can have, and QEMU hands them on. For the message library that is the end of
+    /// the connection, and QEMU would make another one, and so on.
+    fn misplace(&mut self) -> Result<(), Ended> {
+        let [request, flags, _, index, ..]: [u32; LOOK_WORDS] = self.take()?;
+        self.device().misplace(index).map_err(Ended::Message)?;
+        self.acknowledge(request, flags)
+    }
+
+    /// Takes a message of so many words.
+    fn take<const N: usize>(&mut self) -> Result<[u32; N], Ended> {
+        let mut message = [0; LOOK];
+        let message = &mut message[..4 * N];
+        self.socket.read_exact(message).map_err(|_| Ended::Stalled)?;
+        Ok(words(message))
+    }
+
+    /// Says that it is done, where the frontend asked for that.
+    fn acknowledge(&mut self, request: u32, flags: u32) -> Result<(), Ended> {
+        if flags & NEED_REPLY == 0 {
+            return Ok(());
+        }
+        let reply = [request, VERSION | REPLY, 8, 0, 0].map(u32::to_ne_bytes);
+        self.socket
+            .write_all(reply.as_flattened())
+            .map_err(|_| Ended::Closed)
+    }
+
+    fn device(&self) -> MutexGuard<'_, Device<P>> {
+        self.device.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Is this a whole `SET_VRING_ADDR` with descriptors not at a multiple of 16, a used part not at one of 4, or an available
+/// part not at one of 2 (virtio 1.2 §2.7, as the message library has it for packed rings as well)?
+fn is_misaligned(message: &[u32; LOOK_WORDS]) -> bool {
+    let [_, _, size, _, _, descriptors, _, used, _, available, ..] = *message;
+    size as usize == LOOK - HEADER && (descriptors % 16, used % 4, available % 2) != (0, 0, 0)
 }
 
 /// The first words of a message, in host byte order as the protocol has them.

@@ -170,7 +170,7 @@ impl<P: SwitchPort + 'static> Device<P> {
         let vring = &self.vrings[index];
         let (Some(memory), Some(addresses)) = (&self.memory, vring.addresses) else {
             log::error!(
-                "{name}: the frontend starts the virtqueue without memory or addresses; it stays stopped"
+                "{name}: the frontend starts the virtqueue without memory or sound addresses; it stays stopped"
             );
             return;
         };
@@ -203,6 +203,7 @@ impl<P: SwitchPort + 'static> Device<P> {
             memory: Arc::clone(memory),
             features,
             enabled: vring.enabled,
+            given_up: false,
             log: self.logs(),
             kick: for_pump(vring.kick.as_ref()),
             call: for_pump(vring.call.as_ref()),
@@ -249,6 +250,8 @@ impl<P: SwitchPort + 'static> Device<P> {
                 state.forget_frames();
             }
             if let Some(lane) = lane_of(state, direction) {
+                lane.given_up =
+                    direction == Direction::Transmit && !enabled && (lane.enabled || lane.given_up);
                 lane.enabled = enabled;
             }
         });
@@ -275,8 +278,9 @@ impl<P: SwitchPort + 'static> Device<P> {
                 continue;
             };
             let name = self.name(index);
-            self.change(index, |state, direction| {
+            let base = self.change(index, |state, direction| {
                 let slot = slot_of(state, direction);
+                let base = slot.as_ref().map(|lane| lane.queue.base());
                 *slot = slot.take().and_then(|lane| {
                     let Some(queue) = lane.queue.moved(&memory, addresses) else {
                         log::error!("{name}: the new memory table does not hold the ring; it stops");
@@ -288,7 +292,12 @@ impl<P: SwitchPort + 'static> Device<P> {
                         ..lane
                     })
                 });
+                base
             });
+            // Where it stands if it has just stopped.
+            if let Some(base) = base {
+                self.vrings[index].base = base;
+            }
         }
     }
 

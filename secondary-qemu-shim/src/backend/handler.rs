@@ -49,6 +49,13 @@ impl<P: SwitchPort + 'static> Device<P> {
         Features::new(self.features).layout()
     }
 
+    /// The frontend told addresses of virtqueue `index` that no ring can have: it does not start.
+    pub(super) fn misplace(&mut self, index: u32) -> Result<()> {
+        let index = self.index(index)?;
+        self.vrings[index].addresses = None;
+        Ok(())
+    }
+
     fn reset(&mut self) {
         for index in 0..self.vrings.len() {
             self.stop(index);
@@ -116,13 +123,9 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
 
     fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
         let index = self.index(index)?;
-        match u16::try_from(num) {
-            Ok(size) if self.layout().allows(size) => {
-                self.vrings[index].size = size;
-                Ok(())
-            }
-            _ => Err(Error::InvalidParam),
-        }
+        // The guest's word, which a frontend hands on as it is: with a size that none can have, the ring does not start.
+        self.vrings[index].size = u16::try_from(num).unwrap_or(0);
+        Ok(())
     }
 
     fn set_vring_addr(

@@ -59,6 +59,9 @@ pub struct Lane<Q> {
     pub features: Features,
     /// Enabled by `SET_VRING_ENABLE`.
     pub enabled: bool,
+    /// A transmit queue that was enabled and is not any more: what the guest still has in it goes nowhere, lest it waits there
+    /// and goes out when the queue is next used (vhost-user, "Ring states").
+    pub given_up: bool,
     /// Where writes to buffers are logged, during a live migration.
     pub log: Option<Arc<DirtyLog>>,
     /// The guest's notifications. Without one, the queue is polled.
@@ -76,6 +79,12 @@ impl<Q: Virtqueue> Lane<Q> {
     #[inline]
     pub fn runs(&self) -> bool {
         self.enabled && self.fault.is_none()
+    }
+
+    /// Does the guest's work on it mean work here, to move frames or to let them go?
+    #[inline]
+    pub fn is_served(&self) -> bool {
+        (self.enabled || self.given_up) && self.fault.is_none()
     }
 
     /// Interrupts the guest if it wants that for what was completed. True if so.

@@ -98,14 +98,16 @@ impl<P: SwitchPort> State<P> {
     /// Moves a batch in each direction.
     #[inline]
     fn step(&mut self) -> Standings {
-        let mut to_switch = match (
-            self.tx.as_mut().filter(|lane| lane.runs()),
-            self.seats.first_mut(),
-        ) {
-            (Some(lane), Some(seat)) => to_switch::step(lane, seat),
-            (Some(lane), None) if self.unplugged => to_switch::discard(lane),
+        let lane = self.tx.as_mut().filter(|lane| lane.is_served());
+        let mut to_switch = match (lane, self.seats.first_mut()) {
+            (Some(lane), Some(seat)) if lane.enabled => to_switch::step(lane, seat),
+            (Some(lane), None) if lane.enabled && !self.unplugged => Standing::Idle,
+            (Some(lane), seat) => match to_switch::discard(lane) {
+                Standing::Idle => seat.map_or(Standing::Idle, Seat::flush),
+                busy => busy,
+            },
             (None, Some(seat)) => seat.flush(),
-            _ => Standing::Idle,
+            (None, None) => Standing::Idle,
         };
         // What was left of the guest's frames when it gave up their queue.
         for seat in self.seats.iter_mut().skip(1) {

@@ -47,7 +47,10 @@ impl Sleeper {
     ) {
         let guest_full = standings.to_guest == Standing::AwaitsGuest;
         let waits = Waits {
-            tx: standings.to_switch == Standing::Idle && (state.unplugged || !state.seats.is_empty()),
+            tx: standings.to_switch == Standing::Idle
+                && (state.unplugged
+                    || !state.seats.is_empty()
+                    || state.tx.as_ref().is_some_and(|lane| lane.given_up)),
             rx: guest_full,
             switch: standings.to_switch == Standing::AwaitsSwitch,
             // The switch's frames are of no use while the guest has no buffers: its doorbell need not ring for them.
@@ -88,7 +91,7 @@ impl Sleeper {
     fn wait<P: SwitchPort>(&self, state: &State<P>, waits: Waits, wake: BorrowedFd<'_>) {
         let lanes = [(&state.tx, waits.tx, &self.tx), (&state.rx, waits.rx, &self.rx)];
         let lanes = lanes.iter().filter_map(|&(lane, wanted, rung)| {
-            let lane = lane.as_ref().filter(|lane| wanted && lane.runs())?;
+            let lane = lane.as_ref().filter(|lane| wanted && lane.is_served())?;
             Some((lane.kick.as_ref().map(Eventfd::as_fd), rung))
         });
         let polled = lanes.clone().any(|(kick, _)| kick.is_none());
@@ -109,7 +112,7 @@ impl Sleeper {
 fn prepare<P: SwitchPort>(state: &mut State<P>, waits: Waits) -> bool {
     let mut work = false;
     for (lane, wanted) in [(&mut state.tx, waits.tx), (&mut state.rx, waits.rx)] {
-        if let Some(lane) = lane.as_mut().filter(|lane| wanted && lane.runs()) {
+        if let Some(lane) = lane.as_mut().filter(|lane| wanted && lane.is_served()) {
             work |= lane.queue.enable_kicks();
         }
     }

@@ -70,6 +70,7 @@ impl Bench {
                 memory: Arc::clone(&memory),
                 features,
                 enabled: true,
+                given_up: false,
                 log: None,
                 kick: Some(Eventfd::new(kick_file.try_clone().unwrap()).unwrap()),
                 call: Some(Eventfd::new(call_file.try_clone().unwrap()).unwrap()),

@@ -122,7 +122,7 @@ fn take<Q: Virtqueue, P: SwitchPort>(lane: &mut Lane<Q>, seat: &mut Seat<P>) -> 
     })
 }
 
-/// Takes a batch and lets it go: there is no switch.
+/// Takes a batch and lets it go: there is no switch, or the guest has given the queue up.
 pub(super) fn discard<Q: Virtqueue>(lane: &mut Lane<Q>) -> Standing {
     let mut chains = Chains::new();
     let taken = lane

@@ -78,7 +78,8 @@ fn id(word: u64) -> u16 {
 impl PackedQueue {
     /// Resolves the parts of a queue of `size` descriptors, which goes on at `base`: the lower half is the place of the
     /// next available descriptor, the upper one that of the next used one (vhost-user, "Vring descriptor indices for
-    /// packed virtqueues"). They are the same in a queue that is used in order; not every frontend fills in the latter.
+    /// packed virtqueues"). Nothing was in flight between them, so the latter is where it goes on: QEMU lets chains of
+    /// in-order queues go without marking them used. Not every frontend fills it in.
     ///
     /// None: a part is not within one region, or not aligned (§2.8.10.1), or size or base are out of range.
     pub fn new(
@@ -87,7 +88,8 @@ impl PackedQueue {
         size: u16,
         base: u32,
     ) -> Option<PackedQueue> {
-        let next = Position::from_bits(base as u16);
+        let used = (base >> 16) as u16;
+        let next = Position::from_bits(if used == 0 { base as u16 } else { used });
         if size > MAX_SIZE || next.slot() >= size {
             return None;
         }

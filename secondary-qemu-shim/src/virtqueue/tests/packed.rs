@@ -41,6 +41,21 @@ fn it_goes_on_at_the_base_told() {
     }
 }
 
+/// A frontend has passed over chains that nobody marked used: they are still there.
+#[test]
+fn it_goes_on_at_the_used_half_of_the_base() {
+    let m = guest();
+    for used in [WRAP, WRAP | 3, 5] {
+        let mut driver = PackedDriver::new(&m, 0, 8).starting_at(used);
+        let chain = vec![(BUFFERS, 60, false)];
+        driver.offer(&chain);
+        let available = used + 1;
+        let base = u32::from(used) << 16 | u32::from(available);
+        let mut queue = PackedQueue::new(&m, driver.addresses(), 8, base).unwrap();
+        assert_eq!(read(&mut queue, &m), Ok(vec![chain]), "{base:#x}");
+    }
+}
+
 #[test]
 fn rings_outside_memory_or_bases_outside_the_ring_do_not_start() {
     let m = guest();
