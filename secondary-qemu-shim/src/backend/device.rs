@@ -41,6 +41,8 @@ pub struct Device<P> {
     /// Rings that have stopped, of which the frontend is being told where.
     pub(super) handed_over: Vec<Ring>,
     attached: bool,
+    /// The pump that has the switch's queue pair, by queue pair.
+    seated: Vec<usize>,
 }
 
 impl<P: SwitchPort + 'static> Device<P> {
@@ -69,6 +71,7 @@ impl<P: SwitchPort + 'static> Device<P> {
             inflight: None,
             handed_over: Vec::new(),
             attached: false,
+            seated: Vec::new(),
         }
     }
 
@@ -90,6 +93,7 @@ impl<P: SwitchPort + 'static> Device<P> {
                 state.unplugged = false;
             });
         }
+        self.seated = (0..self.pumps.len()).collect();
         self.attached = true;
         self.reseat();
     }
@@ -221,6 +225,7 @@ impl<P: SwitchPort + 'static> Device<P> {
             lane.queue.size()
         );
         self.change(index, |state, direction| *slot_of(state, direction) = Some(lane));
+        self.vrings[index].running = true;
         self.reseat();
     }
 
@@ -234,6 +239,7 @@ impl<P: SwitchPort + 'static> Device<P> {
         });
         let vring = &mut self.vrings[index];
         vring.started = false;
+        vring.running = false;
         vring.kick = None;
         let lane = lane?;
         vring.base = lane.queue.base();
@@ -260,13 +266,16 @@ impl<P: SwitchPort + 'static> Device<P> {
 
     /// Gives every running lane the present logs: they, or the wish for them, changed.
     pub(super) fn refresh_logs(&self) {
-        for index in 0..self.vrings.len() {
-            let (log, used) = (self.logs(), self.used_log(index));
-            self.change_lane(index, |lane| {
-                lane.log = log;
-                lane.queue.set_log(used);
-            });
-        }
+        (0..self.vrings.len()).for_each(|index| self.refresh_log(index));
+    }
+
+    /// The same for virtqueue `index` alone.
+    pub(super) fn refresh_log(&self, index: usize) {
+        let (log, used) = (self.logs(), self.used_log(index));
+        self.change_lane(index, |lane| {
+            lane.log = log;
+            lane.queue.set_log(used);
+        });
     }
 
     /// Replaces the memory table, under running virtqueues too. A virtqueue that is not in the new one stops.
@@ -278,7 +287,7 @@ impl<P: SwitchPort + 'static> Device<P> {
                 continue;
             };
             let name = self.name(index);
-            let base = self.change(index, |state, direction| {
+            let (base, running) = self.change(index, |state, direction| {
                 let slot = slot_of(state, direction);
                 let base = slot.as_ref().map(|lane| lane.queue.base());
                 *slot = slot.take().and_then(|lane| {
@@ -292,25 +301,35 @@ impl<P: SwitchPort + 'static> Device<P> {
                         ..lane
                     })
                 });
-                base
+                (base, slot.is_some())
             });
+            let vring = &mut self.vrings[index];
             // Where it stands if it has just stopped.
-            if let Some(base) = base {
-                self.vrings[index].base = base;
-            }
+            vring.base = base.unwrap_or(vring.base);
+            vring.running = running;
         }
+        self.reseat();
     }
 
     /// Puts the switch's queue pairs where the guest listens: each to its own pump, or, where the guest does not
     /// receive on that one, to one of those it does receive on. Nothing sent to the port gets stuck.
-    fn reseat(&self) {
-        if !self.attached {
+    fn reseat(&mut self) {
+        let used = |queue: usize, direction| self.vrings[Vring::index(queue, direction)].is_used();
+        let queues = 0..self.pumps.len();
+        let receives: Vec<usize> = queues.clone().filter(|&q| used(q, Direction::Receive)).collect();
+        let target = |queue: usize| {
+            let stays = receives.is_empty() || receives.contains(&queue) || used(queue, Direction::Transmit);
+            if stays {
+                queue
+            } else {
+                receives[queue % receives.len()]
+            }
+        };
+        let targets: Vec<usize> = queues.map(target).collect();
+        // Each look at a pump makes it pause.
+        if !self.attached || targets == self.seated {
             return;
         }
-        let receives: Vec<usize> = (0..self.pumps.len())
-            .filter(|&q| self.pumps[q].change(|s| s.rx.as_ref().is_some_and(|l| l.enabled)))
-            .collect();
-        let transmits = |q: usize| self.pumps[q].change(|s| s.tx.as_ref().is_some_and(|l| l.enabled));
         let mut seats: Vec<(usize, Seat<P>)> = self
             .pumps
             .iter()
@@ -319,12 +338,7 @@ impl<P: SwitchPort + 'static> Device<P> {
             .collect();
         seats.sort_by_key(|&(queue, _)| queue);
         for (queue, seat) in seats {
-            let stays = receives.is_empty() || receives.contains(&queue) || transmits(queue);
-            let target = if stays {
-                queue
-            } else {
-                receives[queue % receives.len()]
-            };
+            let target = targets[queue];
             self.pumps[target].change(|state| {
                 state.seats.push(seat);
                 // The pump's own queue pair comes first: it takes the guest's frames.
@@ -333,6 +347,7 @@ impl<P: SwitchPort + 'static> Device<P> {
                     .sort_by_key(|seat| (seat.queue() != target, seat.queue()));
             });
         }
+        self.seated = targets;
     }
 }
 

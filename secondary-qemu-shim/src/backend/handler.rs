@@ -148,7 +148,7 @@ impl<P: SwitchPort + 'static> VhostUserBackendReqHandlerMut for Device<P> {
             used,
         });
         // A running ring does not move; this is how the log of its used part is switched on and off.
-        self.refresh_logs();
+        self.refresh_log(index);
         Ok(())
     }
 

@@ -27,12 +27,24 @@ pub struct Vring {
     pub enabled: bool,
     /// A kick descriptor came (or its absence was told): the ring is to run.
     pub started: bool,
+    /// It does: its pump has it.
+    pub running: bool,
     pub kick: Option<File>,
     pub call: Option<File>,
     pub err: Option<File>,
 }
 
 impl Vring {
+    /// Do frames go through it?
+    pub fn is_used(&self) -> bool {
+        self.running && self.enabled
+    }
+
+    /// The virtqueue of a queue pair that goes in `direction`.
+    pub fn index(pair: usize, direction: Direction) -> usize {
+        2 * pair + usize::from(direction == Direction::Transmit)
+    }
+
     /// The queue pair and direction of virtqueue `index`.
     pub fn place(index: usize) -> (usize, Direction) {
         (
