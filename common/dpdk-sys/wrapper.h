@@ -1,6 +1,5 @@
 /* The DPDK headers that dpdk-sys binds. */
 #include <rte_bus.h>
-#include <rte_bus_vdev.h>
 #include <rte_cycles.h>
 #include <rte_dev.h>
 #include <rte_eal.h>
@@ -20,8 +19,6 @@
 
 /* rte_errno is a per-lcore macro, which no binding generator can follow. */
 static inline int dpdk_sys_errno(void) { return rte_errno; }
-/* The text log of DPDK: its level macros are casts that bindgen leaves out. */
-static inline void dpdk_sys_log_level(unsigned level) { rte_log_set_global_level(level); }
 /* `stderr` is a macro. */
 static inline int dpdk_sys_log_to_stderr(void) { return rte_openlog_stream(stderr); }
 

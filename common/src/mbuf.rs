@@ -603,6 +603,21 @@ impl Mbuf {
         true
     }
 
+    /// Fills a frame of one segment that is shorter than Ethernet has them with zeros behind it.
+    pub fn pad(&mut self) {
+        /// Bytes of the shortest frame, without its checksum (IEEE 802.3 §3.2.8).
+        const LEAST: usize = 60;
+        let len = self.len();
+        if len >= LEAST || self.append(&[0; LEAST][len..]) {
+            return;
+        }
+        // So close to the end of its buffer nobody puts a frame but a client that means to.
+        let mut bytes = [0; LEAST];
+        bytes[..len].copy_from_slice(self.data());
+        self.room_mut()[..LEAST].copy_from_slice(&bytes);
+        self.set_span(HEADROOM, LEAST);
+    }
+
     /// Is this a frame of one segment as [`Mbuf::set_frame`] makes it? Then nothing needs to be written to its header, whose
     /// cache line may be another core's.
     #[inline]

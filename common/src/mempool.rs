@@ -72,13 +72,6 @@ impl Pool {
         unsafe { sys::rte_mempool_avail_count(self.0.as_ptr()) }
     }
 
-    /// Fills `out` to its capacity, or leaves it as it is and returns false: the pool has not that many.
-    #[inline]
-    pub fn alloc<const N: usize>(&self, out: &mut ArrayVec<Mbuf, N>) -> bool {
-        let want = out.remaining_capacity();
-        self.alloc_n(out, want)
-    }
-
     /// Adds `want` mbufs to `out`, or none and returns false.
     #[inline]
     pub fn alloc_n<const N: usize>(&self, out: &mut ArrayVec<Mbuf, N>, want: usize) -> bool {

@@ -151,7 +151,8 @@ pub fn amount(pages: &[Hugepages], asked: Option<&[u64]>) -> Result<u64, String>
 fn amount_in_all(pages: &[Hugepages], asked: Option<u64>) -> Result<u64, String> {
     let usable = match asked {
         Some(_) => usable_mb(pages),
-        None => roomiest_node(pages).1,
+        // What is free on a node may be promised to others; only of all nodes together is it known how much.
+        None => roomiest_node(pages).1.min(usable_mb(pages)),
     };
     let unmounted: u64 = pages
         .iter()
@@ -271,6 +272,9 @@ mod tests {
             error.contains("600 MiB of hugepages are free on NUMA node 0, 601 MiB"),
             "{error}"
         );
+        // Pages that others were promised are free on their nodes still.
+        two[0].free = 100;
+        assert_eq!(amount(&two, None), Ok(200));
         two[0].free_by_node = vec![10, 10];
         assert!(amount(&two, None).is_err());
         two[0].mount = None;

@@ -9,7 +9,7 @@ use vswitch_common::csum;
 use vswitch_common::eal::Eal;
 use vswitch_common::ethdev::Offloads;
 use vswitch_common::gso::{Kind, Segmentation};
-use vswitch_common::mbuf::{Checksum, DATA_ROOM, HEADROOM, MAX_SEGMENTS, Mbuf};
+use vswitch_common::mbuf::{BUF_LEN, Checksum, DATA_ROOM, HEADROOM, MAX_SEGMENTS, Mbuf};
 use vswitch_common::mempool::Pool;
 
 /// Places in `struct rte_mbuf`.
@@ -370,6 +370,28 @@ fn segments_that_a_client_hid_come_back_with_it() {
         ledger.free(taken);
         assert_eq!(ledger.reclaim(OTHER..=OTHER), 0);
         assert_eq!(ledger.reclaim(CLIENT..=CLIENT), 2);
+    });
+}
+
+/// What a client sends short goes out as Ethernet wants it, wherever in its buffer it stands.
+#[test]
+fn a_short_frame_is_padded_for_a_driver() {
+    with_ledger(|ledger| {
+        for len in [14, 42, 59, 60, 61] {
+            for offset in [0, HEADROOM, BUF_LEN - len] {
+                let mut short = frame(ledger, &[len]);
+                let sent = bytes(&short);
+                scribble(&short, DATA_OFF, offset as u16);
+                short.data_mut().copy_from_slice(&sent);
+                // Nor is what stood behind it before sent along.
+                offload::ready_for_driver(&mut short, ledger, &Offloads::default());
+                let mut expected = sent;
+                expected.resize(len.max(60), 0);
+                assert_eq!(bytes(&short), expected, "{len} bytes at {offset}");
+                assert_eq!(short.frame_len(), expected.len());
+                ledger.free(short);
+            }
+        }
     });
 }
 

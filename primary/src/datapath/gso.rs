@@ -47,10 +47,7 @@ pub fn cut(ledger: &Ledger, frame: Mbuf, mut each: impl FnMut(Option<Mbuf>)) -> 
 fn make(ledger: &Ledger, segment: &Segment, first: &Mbuf, rest: &Rest) -> Option<Mbuf> {
     let mut mbufs = ArrayVec::<Mbuf, MAX_SEGMENTS>::new();
     for at in (0..segment.len()).step_by(DATA_ROOM) {
-        let Some(mut mbuf) = ledger
-            .alloc_one(ledger.pool_of(first))
-            .filter(|_| !mbufs.is_full())
-        else {
+        let Some(mut mbuf) = ledger.alloc_one(ledger.pool_of(first)) else {
             ledger.free_singles(&mut mbufs);
             return None;
         };

@@ -439,7 +439,7 @@ impl MacTable {
     /// All entries that have not expired, by VLAN and address.
     pub fn entries(&self, now: u32) -> Vec<Entry> {
         let aging = self.aging.load(Ordering::Relaxed);
-        let _writer = self.lock();
+        let writer = self.lock();
         let entries = self.buckets().slots().filter_map(Slot::entry);
         let mut entries: Vec<Entry> = entries
             .filter(|(_, value)| !value.expired(now, aging))
@@ -450,6 +450,8 @@ impl MacTable {
                 age: (!value.fixed()).then(|| value.age(now)),
             })
             .collect();
+        // A PMD thread may be waiting, to learn an address.
+        drop(writer);
         entries.sort_by_key(|e| (e.vlan, e.mac.bytes()));
         entries
     }

@@ -11,10 +11,12 @@ use super::vlan::Egress;
 
 /// IPv4's and IPv6's number for TCP.
 const TCP: u8 = 6;
-/// Bytes of an Ethernet header, and of a TCP and a UDP header up to the checksum.
+/// Bytes of an Ethernet header, and of a TCP and a UDP header: up to the checksum, and in all.
 const ETHERNET: usize = 14;
 const TCP_CHECKSUM: u16 = 16;
 const UDP_CHECKSUM: u16 = 6;
+const TCP_HEADER: usize = 20;
+const UDP_HEADER: usize = 8;
 
 /// Does the NIC put the tag in with which an untagged frame leaves?
 #[inline]
@@ -22,12 +24,14 @@ pub fn inserts_tag(offloads: &Offloads, tag: Option<Tag>, egress: Egress) -> boo
     offloads.tx_vlan && tag.is_none() && egress == Egress::Tagged
 }
 
-/// Makes a client's frame fit for a driver: a sound header, its checksum complete or left to the NIC. (The headers of a
-/// chain are made anew as it goes to the driver, links and all.)
+/// Makes a client's frame fit for a driver: a sound header, its checksum complete or left to the NIC, and no shorter than on a
+/// wire. (Some NICs take a frame of 16 bytes for an attack, and stop. The headers of a chain are made anew as it goes to the
+/// driver, links and all.)
 pub fn ready_for_driver(frame: &mut Mbuf, ledger: &Ledger, offloads: &Offloads) {
     let single = frame.segment_count() <= 1;
     if single {
         ledger.scrub(frame);
+        frame.pad();
     }
     let checksum = frame.checksum();
     frame.set_checksum(Checksum::Unknown);
@@ -130,8 +134,9 @@ fn place(bytes: &[u8], start: u16, offset: u16) -> Option<TxChecksum> {
         }
     }
     let l3_len = usize::from(start).checked_sub(l2_len)?;
-    let header = bytes.get(l2_len..l2_len + l3_len)?;
-    let protocol = if udp { 17 } else { TCP };
+    let (protocol, l4_len) = if udp { (17, UDP_HEADER) } else { (TCP, TCP_HEADER) };
+    let header = bytes.get(..bytes.len().checked_sub(l4_len)?)?;
+    let header = header.get(l2_len..l2_len + l3_len)?;
     let ipv6 = match header.first()? >> 4 {
         4 if l3_len == usize::from(header[0] & 15) * 4 && header.get(9) == Some(&protocol) => false,
         6 if l3_len == 40 && header.get(6) == Some(&protocol) => true,
@@ -216,6 +221,9 @@ mod tests {
             assert_eq!(place(&bytes, start, offset), None, "{start}+{offset}");
         }
         assert_eq!(place(&bytes[..14], start, 16), None);
+        // A header cut short behind its checksum.
+        let short = bytes.len() - 2;
+        assert_eq!(place(&bytes[..short], start, 16), None);
         // An extension header: its own is not the last protocol.
         let (bytes, start) = frame(0, [0x86, 0xdd], &ipv6(0));
         assert_eq!(place(&bytes, start, 16), None);

@@ -78,7 +78,7 @@ impl Polled {
         self.looks = self.looks.wrapping_add(1);
         self.looks.is_multiple_of(LOOKS)
             || match &self.port.io {
-                Io::Client(session) => session.queues()[usize::from(self.queue)].has_work(),
+                Io::Client(_) => self.client().is_some_and(Queue::has_work),
                 Io::Ethdev(_) => true,
                 Io::Down => false,
             }

@@ -36,7 +36,12 @@ impl Switch {
 
     /// Brings `config` into force.
     pub fn configure(&mut self, config: SwitchConfig) {
+        let threads = self.parts.pmds.count();
         self.configure_threads(&config);
+        if self.parts.pmds.count() < threads {
+            // What the ended ones polled does not wait for all the rest.
+            self.publish();
+        }
         self.configure_bridges(&config);
         let wanted: BTreeMap<&str, Wanted<'_>> = config
             .interfaces()
