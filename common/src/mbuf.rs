@@ -12,6 +12,8 @@ use dpdk_sys as sys;
 
 use crate::gso::{self, Kind, Segmentation};
 
+/// Bytes of Ethernet's shortest frame, without its checksum (IEEE 802.3 §3.2.8).
+const LEAST: usize = 60;
 /// Bytes left free before the frame.
 pub const HEADROOM: usize = sys::RTE_PKTMBUF_HEADROOM as usize;
 /// Bytes for the frame itself in one mbuf.
@@ -604,11 +606,17 @@ impl Mbuf {
     }
 
     /// Fills a frame of one segment that is shorter than Ethernet has them with zeros behind it.
+    #[inline]
     pub fn pad(&mut self) {
-        /// Bytes of the shortest frame, without its checksum (IEEE 802.3 §3.2.8).
-        const LEAST: usize = 60;
         let len = self.len();
-        if len >= LEAST || self.append(&[0; LEAST][len..]) {
+        if len < LEAST {
+            self.pad_from(len);
+        }
+    }
+
+    #[cold]
+    fn pad_from(&mut self, len: usize) {
+        if self.append(&[0; LEAST][len..]) {
             return;
         }
         // So close to the end of its buffer nobody puts a frame but a client that means to.
