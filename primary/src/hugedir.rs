@@ -21,8 +21,12 @@ impl Claim {
     /// # Errors
     /// Another switch has done so.
     pub fn of(prefix: &str) -> Result<Claim, String> {
-        let mut locks = Vec::new();
-        for dir in memory::mounts() {
+        Claim::in_dirs(memory::mounts(), prefix)
+    }
+
+    fn in_dirs(dirs: impl Iterator<Item = PathBuf>, prefix: &str) -> Result<Claim, String> {
+        let mut locks: Vec<(PathBuf, Flock<File>)> = Vec::new();
+        for dir in dirs {
             let path = dir.join(format!("{prefix}.lock"));
             let file = OpenOptions::new()
                 .write(true)
@@ -32,6 +36,10 @@ impl Claim {
                 .open(&path);
             // Where this user may not write, it has no files either.
             let Ok(file) = file else { continue };
+            // Two mount points may lead to one directory (a bind mount), and a lock of our own would stand in our way.
+            if locks.iter().any(|(_, lock)| is_same(lock, &file)) {
+                continue;
+            }
             match try_lock(file) {
                 Ok(lock) => locks.push((path, lock)),
                 Err(Errno::EWOULDBLOCK) => {
@@ -78,6 +86,11 @@ fn try_lock(file: File) -> Result<Flock<File>, Errno> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, errno)| errno)
 }
 
+fn is_same(a: &File, b: &File) -> bool {
+    let id = |file: &File| file.metadata().map(|at| (at.dev(), at.ino())).ok();
+    id(a).is_some_and(|a| id(b) == Some(a))
+}
+
 /// The process that holds the lock on `dir`, by the text of /proc/locks (proc_locks(5)).
 fn holder(locks: &str, dir: &Path) -> Option<i32> {
     let at = dir.metadata().ok()?;
@@ -94,6 +107,24 @@ fn holder(locks: &str, dir: &Path) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_with_two_names_is_claimed_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = [dir.path().join("one"), dir.path().join("two")];
+        fs::create_dir(&names[0]).unwrap();
+        std::os::unix::fs::symlink(&names[0], &names[1]).unwrap();
+        let claim = || Claim::in_dirs(names.iter().cloned(), "x");
+        let first = claim().unwrap();
+        let refusal = claim().unwrap_err();
+        assert!(
+            refusal.contains("another switch, perhaps in another container"),
+            "{refusal}"
+        );
+        drop(first);
+        assert!(!names[0].join("x.lock").exists());
+        claim().unwrap();
+    }
 
     #[test]
     fn the_holder_of_a_lock_is_found() {
