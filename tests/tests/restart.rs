@@ -65,6 +65,34 @@ fn a_switch_killed_under_load_starts_again() {
     switch.stop();
 }
 
+/// Numbers are given in the order in which ports are added, which no other switch knows.
+#[test]
+fn ports_keep_their_numbers() {
+    let mut switch = Switch::with_ports(&[]);
+    for port in 1..=12 {
+        switch.vsctl(&format!(
+            "add-port br0 dpdkr{port} -- set Interface dpdkr{port} type=dpdkr"
+        ));
+    }
+    let numbers = |switch: &Switch| -> Vec<String> {
+        (1..=12)
+            .map(|port| switch.get("Interface", &format!("dpdkr{port}"), "ofport"))
+            .collect()
+    };
+    let given: Vec<String> = (1..=12).map(|number| number.to_string()).collect();
+    assert_eq!(numbers(&switch), given);
+    switch.end();
+    switch.restart();
+    assert_eq!(numbers(&switch), given);
+    switch.kill();
+    switch.restart();
+    assert_eq!(numbers(&switch), given);
+    // Nor does a new port get the number of one that is set up anew, though it comes first by its name.
+    switch.vsctl("add-port br0 a -- set Interface a type=dpdkr options:port=20 -- set Interface dpdkr2 options:port=21");
+    assert_eq!(numbers(&switch), given);
+    assert_eq!(switch.get("Interface", "a", "ofport"), "13");
+}
+
 /// What a killed switch leaves is found and removed by the next one, even if that one has nothing else to do.
 #[test]
 fn what_a_killed_switch_left_is_cleared_up() {

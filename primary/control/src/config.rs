@@ -114,6 +114,8 @@ pub struct InterfaceConfig {
     pub mtu_request: Option<i64>,
     /// 1..=65279.
     pub ofport_request: Option<u16>,
+    /// 1..=65279: the number that the row says it has, to be kept where nothing else is asked for.
+    pub ofport: Hint<u16>,
     pub other_config: BTreeMap<String, String>,
     /// kbit/s; 0: no limit.
     pub ingress_policing_rate: i64,
@@ -125,6 +127,16 @@ pub struct InterfaceConfig {
     pub ingress_policing_kpkts_burst: i64,
     /// Columns with a value that asks for what the switch does not have.
     pub unsupported: Vec<&'static str>,
+}
+
+/// What the switch itself has written to the database before. It asks for nothing, so it makes no two configurations differ.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Hint<T>(pub Option<T>);
+
+impl<T> PartialEq for Hint<T> {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
 }
 
 /// Statistics are not written more often than this, whatever `stats-update-interval` says.

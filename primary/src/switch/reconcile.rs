@@ -64,9 +64,9 @@ impl Switch {
         self.numbered
             .retain(|&number, _| kinds.iter().any(|(_, kind)| kind.is_numbered(number)));
         let mut told = self.remove_unwanted(&wanted);
-        // Those that ask for a number first, so that no other port is given it.
+        // Those that ask for a number first, then those that have one from before, so that no other port is given it.
         let mut order: Vec<&Wanted<'_>> = wanted.values().collect();
-        order.sort_by_key(|w| !w.asks_for_a_number());
+        order.sort_by_key(|w| (!w.asks_for_a_number(), w.interface.ofport.0.is_none()));
         for wanted in order {
             let told = told.remove(&wanted.interface.name).unwrap_or_default();
             self.configure_port(wanted, told);
@@ -424,7 +424,7 @@ impl Switch {
                 .any(|p| p.bridge == bridge && p.ofport == number)
     }
 
-    /// The number asked for, else that of a historic name, else the lowest one free on the bridge.
+    /// The number asked for, else that of a historic name, else the one it had, else the lowest one free on the bridge.
     fn choose_ofport(&self, wanted: &Wanted<'_>, kind: &Kind, backend: &Backend) -> u16 {
         if matches!(backend, Backend::Failed(_)) {
             return 0;
@@ -435,6 +435,11 @@ impl Switch {
         let free = |n: &u16| self.ofport_is_free(&wanted.bridge.name, *n);
         let asked = wanted.interface.ofport_request.filter(free);
         let historic = Kind::preferred_ofport(&wanted.interface.name).filter(free);
-        asked.or(historic).or_else(|| (1..=65279).find(free)).unwrap_or(0)
+        let former = wanted.interface.ofport.0.filter(free);
+        asked
+            .or(historic)
+            .or(former)
+            .or_else(|| (1..=65279).find(free))
+            .unwrap_or(0)
     }
 }

@@ -8,7 +8,7 @@ use super::schema::TABLES;
 use super::value::{Atom, Datum};
 use crate::Uuid;
 use crate::config::{
-    BridgeConfig, ControllerConfig, FailMode, InterfaceConfig, MirrorConfig, PortConfig, SwitchConfig,
+    BridgeConfig, ControllerConfig, FailMode, Hint, InterfaceConfig, MirrorConfig, PortConfig, SwitchConfig,
     VlanMode,
 };
 use std::collections::BTreeMap;
@@ -104,15 +104,19 @@ fn port(replica: &Replica, uuid: Uuid, row: &Row) -> PortConfig {
 fn interface(_: &Replica, uuid: Uuid, row: &Row) -> InterfaceConfig {
     let name = text(row, "name").unwrap_or_default();
     let at_least_0 = |column| integer(row, column).unwrap_or(0).max(0);
+    let port_number = |column| {
+        integer(row, column)
+            .and_then(|port| u16::try_from(port).ok())
+            .filter(|port| (1..=65279).contains(port))
+    };
     InterfaceConfig {
         uuid,
         kind: text(row, "type").unwrap_or_default(),
         options: string_map(row, "options"),
         mac: text(row, "mac"),
         mtu_request: integer(row, "mtu_request").filter(|mtu| *mtu >= 1),
-        ofport_request: integer(row, "ofport_request")
-            .and_then(|port| u16::try_from(port).ok())
-            .filter(|port| (1..=65279).contains(port)),
+        ofport_request: port_number("ofport_request"),
+        ofport: Hint(port_number("ofport")),
         other_config: string_map(row, "other_config"),
         ingress_policing_rate: at_least_0("ingress_policing_rate"),
         ingress_policing_burst: at_least_0("ingress_policing_burst"),
@@ -264,6 +268,26 @@ mod tests {
         assert_eq!(z.interfaces[0].ofport_request, None);
         assert_eq!(z.interfaces[0].unsupported, ["bfd", "cfm_mpid"]);
         assert!(a.interfaces[0].unsupported.is_empty());
+    }
+
+    /// Or the switch would set its ports up anew for what it has written itself.
+    #[test]
+    fn the_number_that_a_port_has_makes_no_other_configuration() {
+        let with_number = |number: i64| {
+            let mut replica = Replica::new(Watched::all());
+            let rows = json!({
+                "Open_vSwitch": {id(1): {"new": {"bridges": ["uuid", id(2)]}}},
+                "Bridge": {id(2): {"new": {"name": "br0", "ports": ["uuid", id(3)]}}},
+                "Port": {id(3): {"new": {"name": "a", "interfaces": ["uuid", id(4)]}}},
+                "Interface": {id(4): {"new": {"name": "a", "ofport": number}}}
+            });
+            replica.apply(&rows).unwrap();
+            let config = config(&replica);
+            (config.bridges[0].ports[0].interfaces[0].ofport.0, config)
+        };
+        let (seven, failed, own) = (with_number(7), with_number(-1), with_number(65534));
+        assert_eq!((seven.0, failed.0, own.0), (Some(7), None, None));
+        assert_eq!(seven.1, failed.1);
     }
 
     proptest! {
