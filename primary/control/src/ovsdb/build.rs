@@ -132,9 +132,10 @@ fn interface(_: &Replica, uuid: Uuid, row: &Row) -> InterfaceConfig {
 fn unsupported(row: &Row, table: &str) -> Vec<&'static str> {
     let columns = TABLES.iter().find(|spec| spec.name == table);
     let columns = columns.map_or(&[][..], |spec| spec.unsupported);
+    let no = [Atom::Boolean(false), "off".into()];
     let asks = |name: &&str| {
         let column = column(row, name);
-        column.atoms().any(|atom| *atom != Atom::Boolean(false))
+        column.atoms().any(|atom| !no.contains(atom))
             || column
                 .to_string_map()
                 .get("enable")
@@ -268,6 +269,15 @@ mod tests {
         assert_eq!(z.interfaces[0].ofport_request, None);
         assert_eq!(z.interfaces[0].unsupported, ["bfd", "cfm_mpid"]);
         assert!(a.interfaces[0].unsupported.is_empty());
+    }
+
+    #[test]
+    fn lacp_that_is_off_asks_for_nothing() {
+        for (mode, named) in [("active", &["lacp"][..]), ("passive", &["lacp"]), ("off", &[])] {
+            let mut row = Row::default();
+            row.set("lacp", Datum::one(mode.into()));
+            assert_eq!(unsupported(&row, "Port"), named);
+        }
     }
 
     /// Or the switch would set its ports up anew for what it has written itself.

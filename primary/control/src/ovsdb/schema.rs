@@ -67,7 +67,7 @@ pub(super) const TABLES: &[TableSpec] = &[
         name: "Port",
         optional: false,
         config: &["name", "interfaces", "tag", "trunks", "vlan_mode", "other_config"],
-        unsupported: &["protected", "qos"],
+        unsupported: &["lacp", "protected", "qos"],
         status: &[],
     },
     TableSpec {
