@@ -106,6 +106,25 @@ fn what_a_killed_switch_left_is_cleared_up() {
     switch.stop();
 }
 
+/// It has left its counters, which are nobody's now.
+#[test]
+fn a_killed_switch_is_not_shown_as_running() {
+    let mut switch = Switch::start();
+    let show = |switch: &Switch| switch.command().arg("--show-stats").output().expect("it starts");
+    assert!(show(&switch).status.success());
+    switch.kill();
+    let output = show(&switch);
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let why = format!(
+        "no switch runs in {} (--rundir, OVS_RUNDIR): ",
+        switch.rundir().display()
+    );
+    assert!(
+        !output.status.success() && output.stdout.is_empty() && complaint.contains(&why),
+        "{output:?}"
+    );
+}
+
 /// A mask that was mistyped while the switch ran, where it changed nothing, must not be its end with the next start.
 #[test]
 fn a_wrong_pmd_mask_at_the_start_stops_no_frame() {

@@ -27,8 +27,7 @@ mod reply;
 mod server;
 mod socket;
 
-pub(crate) use pidfile::lock_holder;
-pub use pidfile::{Pidfile, PidfileError};
+pub use pidfile::{Pidfile, PidfileError, lock_holder};
 pub use registry::{CommandResult, Registry};
 pub use reply::Reply;
 pub use server::{Server, StartError};

@@ -80,7 +80,7 @@ impl Drop for Pidfile {
 
 /// The process that holds a record lock on `path`, if any. Closes its own descriptor, so never call it on a file
 /// that this process has locked.
-pub(crate) fn lock_holder(path: &Path) -> Option<i32> {
+pub fn lock_holder(path: &Path) -> Option<i32> {
     let file = OpenOptions::new().read(true).write(true).open(path).ok()?;
     holder(&file).ok().flatten()
 }
