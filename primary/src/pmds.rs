@@ -69,6 +69,11 @@ impl Pmds {
         self.running.len()
     }
 
+    /// What is wrong with one thread for each of `cpus`: they are more than there can be.
+    pub fn complaint(&self, cpus: &[usize]) -> Option<String> {
+        complaint(cpus, self.lcores.len())
+    }
+
     /// The CPU that each running thread is pinned to.
     pub fn cpus(&self) -> Vec<Option<usize>> {
         self.running.iter().map(|t| t.cpu).collect()
@@ -122,19 +127,13 @@ impl Pmds {
         }
     }
 
-    /// Runs one thread on each of `cpus`; without a list, one thread that the kernel places.
+    /// Runs one thread on each of `cpus`, or of the first of them, if they are more than there can be threads; without a list, one
+    /// thread that the kernel places.
     pub fn configure(&mut self, cpus: Option<&[usize]>) {
         let wanted: Vec<Option<usize>> = match cpus {
             Some(list) => list.iter().map(|&cpu| Some(cpu)).collect(),
             None => vec![None],
         };
-        if wanted.len() > self.lcores.len() {
-            log::warn!(
-                "{} PMD threads asked for, {} are possible",
-                wanted.len(),
-                self.lcores.len()
-            );
-        }
         let wanted = &wanted[..wanted.len().min(self.lcores.len())];
         if self.running.iter().map(|t| t.cpu).eq(wanted.iter().copied()) {
             return;
@@ -159,6 +158,8 @@ impl Pmds {
                     cpus::show(&set)
                 );
             }
+            // Number 0 of the counters is the control thread.
+            self.segment.set_cpu(number + 1, cpu);
             if std::mem::replace(&mut thread.cpu, cpu) != cpu {
                 self.clear_statistics(number);
             }
@@ -215,5 +216,29 @@ impl Pmds {
     pub fn into_eal(mut self) -> Eal {
         self.stop();
         self.eal
+    }
+}
+
+fn complaint(cpus: &[usize], most: usize) -> Option<String> {
+    let left_out = cpus.get(most..).filter(|list| !list.is_empty())?;
+    Some(format!(
+        "Open_vSwitch other_config:pmd-cpu-mask: {most} PMD threads are possible; there is none on CPU {}",
+        cpus::show(left_out)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_that_get_no_thread_are_named() {
+        assert_eq!(complaint(&[3, 4], 2), None);
+        assert_eq!(complaint(&[], 2), None);
+        let text = complaint(&[3, 4, 6, 9], 2).unwrap();
+        assert!(
+            text.ends_with("2 PMD threads are possible; there is none on CPU 6,9"),
+            "{text}"
+        );
     }
 }

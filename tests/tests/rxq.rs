@@ -153,6 +153,21 @@ fn threads_come_back_to_their_cpus() {
 }
 
 #[test]
+fn the_counters_tell_where_threads_are_pinned() {
+    let switch = Switch::start();
+    let cpus = || -> Vec<Option<usize>> {
+        let threads = switch.snapshot().threads;
+        // Number 0 is the control thread.
+        threads.iter().skip(1).map(|thread| thread.cpu).collect()
+    };
+    assert_eq!(cpus(), [None]);
+    let both = on_two_cpus(&switch);
+    assert_eq!(cpus(), both.map(Some));
+    switch.vsctl("remove Open_vSwitch . other_config pmd-cpu-mask");
+    assert_eq!(cpus(), [None]);
+}
+
+#[test]
 fn the_text_is_that_of_open_vswitch() {
     let (switch, [one, other]) = with_four_queues();
     let _client = Bare::attached(&switch, 1);

@@ -158,6 +158,13 @@ impl Segment {
         header.updated.store(now(), Ordering::Relaxed);
     }
 
+    /// Publishes the CPU that thread `thread` is pinned to.
+    pub fn set_cpu(&self, thread: usize, cpu: Option<usize>) {
+        self.layout().threads[thread]
+            .cpu
+            .store(cpu.map_or(0, |c| c as u64 + 1), Ordering::Relaxed);
+    }
+
     /// Publishes how many threads count.
     pub fn set_threads(&self, threads: usize) {
         self.layout()
@@ -269,12 +276,5 @@ impl ThreadBlock<'_> {
     /// Sleep, and what it takes to fall asleep and wake up, in all `cycles`.
     pub fn slept(&self, cycles: u64) {
         add(&self.0.sleep_cycles, cycles);
-    }
-
-    /// The CPU it is pinned to.
-    pub fn set_cpu(&self, cpu: Option<usize>) {
-        self.0
-            .cpu
-            .store(cpu.map_or(0, |c| c as u64 + 1), Ordering::Relaxed);
     }
 }

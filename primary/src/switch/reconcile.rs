@@ -89,7 +89,10 @@ impl Switch {
             .map(String::as_str)
             .filter(|m| !m.is_empty());
         match mask.map(crate::cpus::parse_mask).transpose() {
-            Ok(cpus) => self.parts.pmds.configure(cpus.as_deref()),
+            Ok(cpus) => {
+                complaints.extend(cpus.as_deref().and_then(|cpus| self.parts.pmds.complaint(cpus)));
+                self.parts.pmds.configure(cpus.as_deref());
+            }
             Err(e) => {
                 complaints.push(format!(
                     "Open_vSwitch other_config:pmd-cpu-mask: {e}; the PMD threads stay as they are"
