@@ -66,6 +66,48 @@ fn from_nothing_to_a_described_system_and_back() {
     assert_eq!(fs::read_dir(&run).unwrap().count(), 0);
 }
 
+/// `ovs-vsctl set-ssl` and a manager by TLS, as with Open vSwitch's own scripts.
+#[test]
+fn a_manager_connects_by_tls() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = dir.path().join("run");
+    let _server = Supervisor::start(options(dir.path())).unwrap();
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (key, certificate) = (file("key.pem"), file("certificate.pem"));
+    let line = "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=switch -keyout";
+    let mut args: Vec<&str> = line.split(' ').collect();
+    args.extend([&key, "-out", &certificate]);
+    let output = Command::new("openssl").args(args).output();
+    let output = output.expect("openssl is installed, which Open vSwitch's packages need");
+    assert!(output.status.success(), "{output:?}");
+    // Port 0: the kernel's choice, which the server tells.
+    vsctl(
+        &run,
+        &format!("--no-wait set-ssl {key} {certificate} {certificate} -- set-manager pssl:0:127.0.0.1"),
+    );
+    let mut port = String::new();
+    eventually("the server tells its port", || {
+        port = vsctl(&run, "--if-exists get Manager . status:bound_port");
+        !port.trim().is_empty()
+    });
+    let target = format!("--db=ssl:127.0.0.1:{}", port.trim().trim_matches('"'));
+    let list = tool_ok(
+        &run,
+        "ovs-vsctl",
+        &[
+            &target,
+            "-p",
+            &key,
+            "-c",
+            &certificate,
+            "-C",
+            &certificate,
+            "get-manager",
+        ],
+    );
+    assert_eq!(list, "pssl:0:127.0.0.1\n");
+}
+
 #[test]
 fn a_killed_server_is_started_again_and_the_client_finds_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -298,6 +298,10 @@ impl Worker {
             .arg(&self.database.path)
             .arg(format!("--remote=punix:{}", socket.display()))
             .arg("--remote=db:Open_vSwitch,Open_vSwitch,manager_options")
+            // What `ovs-vsctl set-ssl` has named, for managers by TLS.
+            .arg("--private-key=db:Open_vSwitch,SSL,private_key")
+            .arg("--certificate=db:Open_vSwitch,SSL,certificate")
+            .arg("--bootstrap-ca-cert=db:Open_vSwitch,SSL,ca_cert")
             .arg(format!(
                 "--pidfile={}",
                 run_dir.join("ovsdb-server.pid").display()
