@@ -211,6 +211,31 @@ fn a_damaged_database_is_named_and_left_alone() {
     drop(Supervisor::start(options(dir.path())).unwrap());
 }
 
+/// Nor is a database moved away that only can't be read, or is not to blame.
+#[test]
+fn what_keeps_a_database_from_being_checked_is_no_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(Supervisor::start(options(dir.path())).unwrap());
+    let schema = dir.path().join("broken.ovsschema");
+    fs::write(&schema, "{").unwrap();
+    let error = refused(Options {
+        schema: Some(schema.clone()),
+        ..options(dir.path())
+    });
+    assert!(
+        error.contains("conf.db fits the schema") && error.contains("could not be read as JSON"),
+        "{error}"
+    );
+    let file = dir.path().join("state/conf.db");
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    let error = refused(options(dir.path()));
+    assert!(
+        error.contains("conf.db fits the schema") && error.contains("Is a directory"),
+        "{error}"
+    );
+}
+
 #[test]
 fn an_older_schema_is_converted_and_the_old_file_kept() {
     let dir = tempfile::tempdir().unwrap();

@@ -72,9 +72,19 @@ impl Database {
         ];
         let output = run(&self.tool, &args)?;
         if !output.status.success() {
-            return Err(SupervisorError::Damaged {
-                path: self.path.clone(),
-                details: complaint("ovsdb-tool", &output.stderr),
+            let path = self.path.clone();
+            let details = complaint("ovsdb-tool", &output.stderr);
+            // It may be about the schema, or about a file that can't be read, whatever is in it.
+            let damaged = details.contains(&*path.to_string_lossy()) && fs::read(&path).is_ok();
+            return Err(if damaged {
+                SupervisorError::Damaged { path, details }
+            } else {
+                let schema = self.schema.clone();
+                SupervisorError::Compare {
+                    path,
+                    schema,
+                    details,
+                }
             });
         }
         Ok(output.stdout.starts_with(b"yes"))
@@ -88,7 +98,10 @@ impl Database {
             details,
         };
         let backup = backup_path(&self.path, &self.version());
-        fs::copy(&self.path, &backup).map_err(|e| failed(format!("copying to {}: {e}", backup.display())))?;
+        if let Err(e) = fs::copy(&self.path, &backup) {
+            let _ = fs::remove_file(&backup);
+            return Err(failed(format!("copying to {}: {e}", backup.display())));
+        }
         let args = ["convert".as_ref(), self.path.as_os_str(), self.schema.as_os_str()];
         let output = run(&self.tool, &args)?;
         if !output.status.success() {
@@ -138,4 +151,25 @@ fn backup_path(path: &Path, version: &str) -> PathBuf {
     paths
         .find(|p| !p.exists())
         .unwrap_or_else(|| path.with_extension("backup"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Or it would pass for a backup.
+    #[test]
+    fn half_a_copy_is_not_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let database = Database {
+            path: dir.path().join("conf.db"),
+            schema: dir.path().join("schema"),
+            tool: "/nonexistent/ovsdb-tool".into(),
+        };
+        // A file that can be opened and not read.
+        std::os::unix::fs::symlink("/proc/self/mem", &database.path).unwrap();
+        let error = database.convert().unwrap_err().to_string();
+        assert!(error.contains("conf.db.backupold: "), "{error}");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no backup");
+    }
 }

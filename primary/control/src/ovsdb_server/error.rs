@@ -42,6 +42,12 @@ pub enum SupervisorError {
          configuration: mv {} {}.damaged", path.display(), path.display(), path.display()
     )]
     Damaged { path: PathBuf, details: String },
+    #[error("cannot tell whether database {} fits the schema {}: {details}", path.display(), schema.display())]
+    Compare {
+        path: PathBuf,
+        schema: PathBuf,
+        details: String,
+    },
     #[error(
         "cannot convert database {} to the schema {}: {details}; the database is unchanged",
         path.display(), schema.display()
