@@ -6,7 +6,8 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 
 use anyhow::Context;
-use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe, setsid};
+use nix::fcntl::OFlag;
+use nix::unistd::{ForkResult, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe2, setsid};
 
 /// The child's line to the waiting parent.
 #[derive(Debug)]
@@ -19,7 +20,7 @@ pub struct Readiness(File);
 /// # Errors
 /// The system gives no process.
 pub fn detach() -> anyhow::Result<Readiness> {
-    let (read, write) = pipe().context("pipe")?;
+    let (read, write) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
     // SAFETY: the process has one thread, so the child may do anything.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Parent { .. } => {
