@@ -10,11 +10,11 @@ use clap::Parser;
 #[derive(Debug, Clone, Parser)]
 #[command(name = "dpdk-vswitchd", version)]
 pub struct Args {
-    /// Directory of sockets and pid file; what OVS_RUNDIR is for the stock tools [default: /run/dpdk-vswitchd]
+    /// Directory of sockets and pid file; what OVS_RUNDIR is for the stock tools [default: $OVS_RUNDIR, or /run/dpdk-vswitchd for root]
     #[arg(long, value_name = "DIR")]
     pub rundir: Option<PathBuf>,
 
-    /// Directory of the database of our own ovsdb-server [default: /var/lib/dpdk-vswitchd, or RUNDIR if given]
+    /// Directory of the database of our own ovsdb-server [default: /var/lib/dpdk-vswitchd if the run-time directory is /run/dpdk-vswitchd, else that directory]
     #[arg(long, value_name = "DIR")]
     pub statedir: Option<PathBuf>,
 
