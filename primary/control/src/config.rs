@@ -26,10 +26,8 @@ pub struct BridgeConfig {
     pub datapath_type: String,
     pub other_config: BTreeMap<String, String>,
     pub fail_mode: Option<FailMode>,
-    /// OpenFlow versions allowed (`OpenFlow10`, ...); empty: the default set.
-    pub protocols: Vec<String>,
-    /// Sorted by target.
-    pub controllers: Vec<ControllerConfig>,
+    /// It names OpenFlow controllers.
+    pub controller: bool,
     /// Columns with a value that asks for what the switch does not have.
     pub unsupported: Vec<&'static str>,
     pub ports: Vec<PortConfig>,
@@ -61,30 +59,15 @@ pub enum FailMode {
     Secure,
 }
 
-/// One OpenFlow controller (table `Controller`).
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct ControllerConfig {
-    pub uuid: Uuid,
-    /// `tcp:HOST:PORT`, `unix:PATH`, `ptcp:PORT`, `punix:PATH`, ...
-    pub target: String,
-    /// Milliseconds between connection attempts at most; `None`: the default.
-    pub max_backoff: Option<i64>,
-    /// Milliseconds of silence before a probe is sent; 0 turns probes off.
-    pub inactivity_probe: Option<i64>,
-    pub other_config: BTreeMap<String, String>,
-}
-
 /// One port (table `Port`): VLAN settings, and one interface or several of a bond.
 #[derive(Clone, Debug, PartialEq, Default)]
 pub struct PortConfig {
-    pub uuid: Uuid,
     pub name: String,
     /// Access or native VLAN, 0..=4095.
     pub tag: Option<u16>,
     /// VLANs carried, ascending; empty: all.
     pub trunks: Vec<u16>,
     pub vlan_mode: Option<VlanMode>,
-    pub other_config: BTreeMap<String, String>,
     /// Columns with a value that asks for what the switch does not have.
     pub unsupported: Vec<&'static str>,
     pub interfaces: Vec<InterfaceConfig>,

@@ -15,13 +15,10 @@ pub struct Status {
     pub dpdk_initialized: bool,
     pub datapath_types: BTreeSet<String>,
     pub iface_types: BTreeSet<String>,
-    /// System statistics; paced like interface statistics.
-    pub statistics: BTreeMap<String, String>,
     /// By the row's UUID, as are the others.
     pub bridges: BTreeMap<Uuid, BridgeStatus>,
     pub interfaces: BTreeMap<Uuid, InterfaceStatus>,
     pub mirrors: BTreeMap<Uuid, MirrorStatus>,
-    pub controllers: BTreeMap<Uuid, ControllerStatus>,
 }
 
 /// Columns of table `Bridge`.
@@ -31,7 +28,6 @@ pub struct BridgeStatus {
     pub datapath_id: Option<String>,
     /// OVS writes `<built-in>`.
     pub datapath_version: String,
-    pub status: BTreeMap<String, String>,
 }
 
 /// Columns of table `Interface`. `None` and empty maps clear a column.
@@ -45,8 +41,6 @@ pub struct InterfaceStatus {
     pub link_state: Option<LinkState>,
     /// bit/s.
     pub link_speed: Option<i64>,
-    /// How often the link has gone down.
-    pub link_resets: Option<i64>,
     pub duplex: Option<Duplex>,
     pub mac_in_use: Option<MacAddr>,
     /// Bytes.
@@ -86,20 +80,4 @@ pub enum Duplex {
 pub struct MirrorStatus {
     /// `tx_packets` and `tx_bytes`; paced like those of interfaces.
     pub statistics: BTreeMap<String, i64>,
-}
-
-/// Columns of table `Controller`.
-#[derive(Clone, Debug, PartialEq, Default)]
-pub struct ControllerStatus {
-    pub is_connected: bool,
-    pub role: Option<ControllerRole>,
-    /// `state`, `sec_since_connect`, `last_error`, ...; paced like statistics.
-    pub status: BTreeMap<String, String>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ControllerRole {
-    Other,
-    Master,
-    Slave,
 }

@@ -44,7 +44,7 @@ impl Settings {
             datapath_id,
         );
         let forward = row.value("forward-bpdu", "true or false", |text| text.parse().ok());
-        if !bridge.controllers.is_empty() || bridge.fail_mode == Some(FailMode::Secure) {
+        if bridge.controller || bridge.fail_mode == Some(FailMode::Secure) {
             let text = "OpenFlow is not supported: controllers and fail_mode=secure have no effect, it forwards by \
                         learned addresses";
             row.complaints.push(text.to_owned());
@@ -222,11 +222,14 @@ mod tests {
     /// Who sets it expects that nothing is forwarded.
     #[test]
     fn openflow_without_effect_is_named() {
-        let (_, complaints) = Settings::of(&BridgeConfig {
-            fail_mode: Some(FailMode::Secure),
-            ..BridgeConfig::default()
-        });
-        assert!(complaints.concat().contains("fail_mode=secure"), "{complaints:?}");
+        for (controller, fail_mode) in [(false, Some(FailMode::Secure)), (true, None)] {
+            let (_, complaints) = Settings::of(&BridgeConfig {
+                controller,
+                fail_mode,
+                ..BridgeConfig::default()
+            });
+            assert!(complaints.concat().contains("fail_mode=secure"), "{complaints:?}");
+        }
     }
 
     #[test]

@@ -22,7 +22,6 @@ impl Switch {
             dpdk_initialized: true,
             datapath_types: set(&["dpdk", "netdev"]),
             iface_types: set(&["dpdk", "dpdkr", "internal", "system", "tap"]),
-            statistics: BTreeMap::new(),
             bridges: self
                 .bridges
                 .values()
@@ -30,7 +29,6 @@ impl Switch {
                     let status = BridgeStatus {
                         datapath_id: Some(b.datapath_id.clone()),
                         datapath_version: "<built-in>".into(),
-                        status: BTreeMap::new(),
                     };
                     (b.uuid, status)
                 })
@@ -41,7 +39,6 @@ impl Switch {
                 .map(|p| (p.uuid, self.interface_status(p)))
                 .collect(),
             mirrors: self.bridges.values().flat_map(|b| b.mirrors.status()).collect(),
-            controllers: BTreeMap::new(),
         }
     }
 

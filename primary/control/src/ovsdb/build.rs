@@ -8,8 +8,7 @@ use super::schema::TABLES;
 use super::value::{Atom, Datum};
 use crate::Uuid;
 use crate::config::{
-    BridgeConfig, ControllerConfig, FailMode, Hint, InterfaceConfig, MirrorConfig, PortConfig, SwitchConfig,
-    VlanMode,
+    BridgeConfig, FailMode, Hint, InterfaceConfig, MirrorConfig, PortConfig, SwitchConfig, VlanMode,
 };
 use std::collections::BTreeMap;
 
@@ -26,8 +25,6 @@ pub(super) fn config(replica: &Replica) -> SwitchConfig {
 }
 
 fn bridge(replica: &Replica, uuid: Uuid, row: &Row) -> BridgeConfig {
-    let mut protocols: Vec<String> = column(row, "protocols").texts().map(str::to_owned).collect();
-    protocols.sort_unstable();
     BridgeConfig {
         uuid,
         name: text(row, "name").unwrap_or_default(),
@@ -38,10 +35,7 @@ fn bridge(replica: &Replica, uuid: Uuid, row: &Row) -> BridgeConfig {
             "secure" => Some(FailMode::Secure),
             _ => None,
         }),
-        protocols,
-        controllers: referenced(replica, row, "controller", "Controller", controller, |c| {
-            &c.target
-        }),
+        controller: column(row, "controller").uuids().next().is_some(),
         unsupported: unsupported(row, "Bridge"),
         ports: referenced(replica, row, "ports", "Port", port, |p| &p.name),
         mirrors: referenced(replica, row, "mirrors", "Mirror", mirror, |m| &m.name),
@@ -71,19 +65,8 @@ fn mirror(replica: &Replica, uuid: Uuid, row: &Row) -> MirrorConfig {
     }
 }
 
-fn controller(_: &Replica, uuid: Uuid, row: &Row) -> ControllerConfig {
-    ControllerConfig {
-        uuid,
-        target: text(row, "target").unwrap_or_default(),
-        max_backoff: integer(row, "max_backoff"),
-        inactivity_probe: integer(row, "inactivity_probe"),
-        other_config: string_map(row, "other_config"),
-    }
-}
-
-fn port(replica: &Replica, uuid: Uuid, row: &Row) -> PortConfig {
+fn port(replica: &Replica, _: Uuid, row: &Row) -> PortConfig {
     PortConfig {
-        uuid,
         name: text(row, "name").unwrap_or_default(),
         tag: column(row, "tag").integers().find_map(vlan),
         trunks: column(row, "trunks").integers().filter_map(vlan).collect(),
@@ -95,7 +78,6 @@ fn port(replica: &Replica, uuid: Uuid, row: &Row) -> PortConfig {
             "dot1q-tunnel" => Some(VlanMode::Dot1qTunnel),
             _ => None,
         }),
-        other_config: string_map(row, "other_config"),
         unsupported: unsupported(row, "Port"),
         interfaces: referenced(replica, row, "interfaces", "Interface", interface, |i| &i.name),
     }

@@ -4,9 +4,7 @@ use super::DATABASE;
 use super::replica::{Replica, Row};
 use super::value::{Atom, Datum};
 use crate::Uuid;
-use crate::status::{
-    BridgeStatus, ControllerRole, ControllerStatus, Duplex, InterfaceStatus, LinkState, Status,
-};
+use crate::status::{BridgeStatus, Duplex, InterfaceStatus, LinkState, Status};
 use serde_json::{Map, Value, json};
 
 /// One column as it should be.
@@ -19,7 +17,7 @@ type Column = (&'static str, Datum);
 pub(super) fn operations(status: &Status, replica: &Replica, paced: bool) -> Vec<Value> {
     let mut operations = Vec::new();
     if let Some((uuid, row)) = replica.root() {
-        let columns = root_columns(status, status.cur_cfg <= next_cfg(row), paced);
+        let columns = root_columns(status, status.cur_cfg <= next_cfg(row));
         operations.extend(update(replica, DATABASE, uuid, row, columns));
     }
     let mut rows = |table, uuid, columns| {
@@ -39,9 +37,6 @@ pub(super) fn operations(status: &Status, replica: &Replica, paced: bool) -> Vec
             *uuid,
             vec![("statistics", Datum::integer_map(&mirror.statistics))],
         );
-    }
-    for (uuid, controller) in &status.controllers {
-        rows("Controller", *uuid, controller_columns(controller, paced));
     }
     operations
 }
@@ -73,7 +68,7 @@ fn update(replica: &Replica, table: &str, uuid: Uuid, row: &Row, columns: Vec<Co
     (!changed.is_empty()).then(|| json!({"op": "update", "table": table, "where": condition, "row": changed}))
 }
 
-fn root_columns(status: &Status, with_cur_cfg: bool, paced: bool) -> Vec<Column> {
+fn root_columns(status: &Status, with_cur_cfg: bool) -> Vec<Column> {
     let mut columns = vec![
         ("dpdk_version", optional_text(status.dpdk_version.as_deref())),
         (
@@ -86,9 +81,6 @@ fn root_columns(status: &Status, with_cur_cfg: bool, paced: bool) -> Vec<Column>
     if with_cur_cfg {
         columns.push(("cur_cfg", Datum::one(Atom::Integer(status.cur_cfg))));
     }
-    if paced {
-        columns.push(("statistics", Datum::string_map(&status.statistics)));
-    }
     columns
 }
 
@@ -99,7 +91,6 @@ fn bridge_columns(bridge: &BridgeStatus) -> Vec<Column> {
             "datapath_version",
             Datum::one(bridge.datapath_version.as_str().into()),
         ),
-        ("status", Datum::string_map(&bridge.status)),
     ]
 }
 
@@ -117,7 +108,6 @@ fn interface_columns(interface: &InterfaceStatus, paced: bool) -> Vec<Column> {
         ),
         ("link_state", optional_text(interface.link_state.map(link_state))),
         ("link_speed", optional_integer(interface.link_speed)),
-        ("link_resets", optional_integer(interface.link_resets)),
         ("duplex", optional_text(interface.duplex.map(duplex))),
         ("mac_in_use", optional_text(mac.as_deref())),
         ("mtu", optional_integer(interface.mtu)),
@@ -126,22 +116,6 @@ fn interface_columns(interface: &InterfaceStatus, paced: bool) -> Vec<Column> {
     ];
     if paced {
         columns.push(("statistics", Datum::integer_map(&interface.statistics)));
-    }
-    columns
-}
-
-fn controller_columns(controller: &ControllerStatus, paced: bool) -> Vec<Column> {
-    let role = controller.role.map(|role| match role {
-        ControllerRole::Other => "other",
-        ControllerRole::Master => "master",
-        ControllerRole::Slave => "slave",
-    });
-    let mut columns = vec![
-        ("is_connected", Datum::one(Atom::Boolean(controller.is_connected))),
-        ("role", optional_text(role)),
-    ];
-    if paced {
-        columns.push(("status", Datum::string_map(&controller.status)));
     }
     columns
 }

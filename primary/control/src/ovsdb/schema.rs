@@ -36,7 +36,6 @@ pub(super) const TABLES: &[TableSpec] = &[
             "dpdk_initialized",
             "datapath_types",
             "iface_types",
-            "statistics",
         ],
     },
     TableSpec {
@@ -47,7 +46,6 @@ pub(super) const TABLES: &[TableSpec] = &[
             "datapath_type",
             "other_config",
             "fail_mode",
-            "protocols",
             "controller",
             "ports",
             "mirrors",
@@ -61,12 +59,12 @@ pub(super) const TABLES: &[TableSpec] = &[
             "sflow",
             "stp_enable",
         ],
-        status: &["datapath_id", "datapath_version", "status"],
+        status: &["datapath_id", "datapath_version"],
     },
     TableSpec {
         name: "Port",
         optional: false,
-        config: &["name", "interfaces", "tag", "trunks", "vlan_mode", "other_config"],
+        config: &["name", "interfaces", "tag", "trunks", "vlan_mode"],
         unsupported: &["lacp", "protected", "qos"],
         status: &[],
     },
@@ -93,7 +91,6 @@ pub(super) const TABLES: &[TableSpec] = &[
             "admin_state",
             "link_state",
             "link_speed",
-            "link_resets",
             "duplex",
             "mac_in_use",
             "mtu",
@@ -117,13 +114,6 @@ pub(super) const TABLES: &[TableSpec] = &[
         ],
         unsupported: &["filter"],
         status: &["statistics"],
-    },
-    TableSpec {
-        name: "Controller",
-        optional: true,
-        config: &["target", "max_backoff", "inactivity_probe", "other_config"],
-        unsupported: &[],
-        status: &["is_connected", "role", "status"],
     },
 ];
 
@@ -194,7 +184,7 @@ mod tests {
         assert!(watched.contains("Interface", "ofport"));
         assert!(!watched.contains("Interface", "mtu"));
         assert!(!watched.contains("Interface", "other"));
-        assert!(!watched.contains("Controller", "target"));
+        assert!(!watched.contains("Mirror", "name"));
         assert_eq!(
             watched.monitor_requests()["Interface"],
             json!([{"columns": ["name", "ofport"]}])

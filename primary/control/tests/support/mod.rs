@@ -266,7 +266,7 @@ pub fn status_for(config: &SwitchConfig) -> Status {
             "nonsense" => InterfaceStatus::failed("no such kind of device"),
             kind => {
                 let own = kind == "internal" && interface.name == bridge.name;
-                let position = bridge.ports.iter().position(|p| p.uuid == port.uuid).unwrap() as i64;
+                let position = bridge.ports.iter().position(|p| p.name == port.name).unwrap() as i64;
                 let ofport = if own { 65534 } else { position + 1 };
                 InterfaceStatus {
                     ofport: Some(ofport),
@@ -280,7 +280,6 @@ pub fn status_for(config: &SwitchConfig) -> Status {
     let bridge = |_| BridgeStatus {
         datapath_id: Some("0000000000000001".into()),
         datapath_version: "<built-in>".into(),
-        ..Default::default()
     };
     Status {
         cur_cfg: config.next_cfg,
