@@ -46,8 +46,6 @@ pub struct Options {
     pub run_dir: PathBuf,
     /// `None`: the schema of the installed Open vSwitch.
     pub schema: Option<PathBuf>,
-    /// For `Open_vSwitch.ovs_version`; `None`: the version of the installed Open vSwitch.
-    pub ovs_version: Option<String>,
     /// Time for the server to answer at the start.
     pub ready_timeout: Duration,
     /// A running server that is silent for so long is killed and started again.
@@ -60,7 +58,6 @@ impl Options {
             state_dir: state_dir.into(),
             run_dir: run_dir.into(),
             schema: None,
-            ovs_version: None,
             ready_timeout: Duration::from_secs(10),
             silence: Duration::from_secs(10),
         }
@@ -176,7 +173,7 @@ impl Worker {
             tool,
         };
         let info = SystemInfo {
-            ovs_version: options.ovs_version.clone().or_else(|| version(&program)),
+            ovs_version: version(&program),
             db_version: database.schema_version(),
             ..Default::default()
         };
