@@ -1,5 +1,6 @@
 //! The commands of ovs-appctl that ask or tell the switch.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use vswitch_common::stats::Counter;
@@ -8,6 +9,7 @@ use super::reconcile::LOCAL;
 use super::{BridgeState, Switch};
 use crate::datapath::mac_table::Key;
 use crate::datapath::parse::Mac;
+use crate::datapath::port::PortIndex;
 
 /// A command as registered: name, usage, least and most arguments.
 pub type Spec = (&'static str, &'static str, usize, usize);
@@ -91,13 +93,11 @@ impl Switch {
     }
 
     fn fdb_show(&self, bridge: &BridgeState) -> String {
+        let ports = self.ports.values();
+        let numbers: HashMap<PortIndex, u16> = ports.filter_map(|p| Some((p.index()?, p.ofport))).collect();
         let mut text = String::from(" port  VLAN  MAC                Age\n");
         for entry in bridge.table.entries(self.parts.clock.now()) {
-            let port = self
-                .ports
-                .values()
-                .find(|p| p.index() == Some(entry.port))
-                .map_or(0, |p| p.ofport);
+            let port = numbers.get(&entry.port).copied().unwrap_or(0);
             let age = entry.age.map_or("static".to_owned(), |a| format!("{a:3}"));
             let _ = writeln!(text, "{}  {:4}  {}  {age}", fdb_port(port), entry.vlan, entry.mac);
         }

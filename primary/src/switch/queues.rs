@@ -7,6 +7,7 @@ use vswitch_control::config::SwitchConfig;
 
 use super::{Backend, PortState, Switch, complain};
 use crate::cpus;
+use crate::datapath::port::PortIndex;
 use crate::datapath::snapshot::{Assigned, RxQueue, Snapshot};
 use crate::rxq::assign::{Assignment, Demand, Place, assign};
 use crate::rxq::balance::AutoBalance;
@@ -101,7 +102,7 @@ impl Switch {
         let ports = snapshot.ports.iter().flatten();
         let queues: Vec<Polled> = ports
             .flat_map(|port| {
-                let state = self.ports.values().find(|p| p.index() == Some(port.index));
+                let state = self.port_at(port.index);
                 let node = state.and_then(|state| self.node_of(state));
                 (0..port.rx_queues() as u16).map(move |number| Polled {
                     queue: RxQueue {
@@ -176,9 +177,11 @@ impl Switch {
 
     /// The name of the port with that receive queue.
     pub(super) fn port_of(&self, queue: RxQueue) -> &str {
-        let mut ports = self.ports.values();
-        let port = ports.find(|p| p.index() == Some(queue.port));
-        port.map_or("?", |p| &p.name)
+        self.port_at(queue.port).map_or("?", |p| &p.name)
+    }
+
+    fn port_at(&self, index: PortIndex) -> Option<&PortState> {
+        self.ports.values().find(|p| p.index() == Some(index))
     }
 
     fn describe_assignment(&mut self) {
