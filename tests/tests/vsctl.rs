@@ -422,6 +422,17 @@ fn a_second_switch_on_the_same_hugepages_is_refused() {
     switch.stop();
 }
 
+/// As in a container that is given both /dev and /dev/hugepages.
+#[test]
+fn hugepages_that_are_mounted_twice_are_no_other_switchs() {
+    let twice = "mount --bind /dev/hugepages /dev/hugepages && exec \"$@\"";
+    let wrapper = ["unshare", "--mount", "sh", "-c", twice, "sh"];
+    let switch = Switch::builder().wrapper(&wrapper).start();
+    switch.add_bridge("br0", &[1]);
+    Bare::attached(&switch, 1);
+    switch.stop();
+}
+
 #[test]
 fn appctl_answers() {
     let switch = Switch::with_ports(&[1, 2]);
