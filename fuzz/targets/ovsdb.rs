@@ -12,10 +12,10 @@ use vswitch_control::Uuid;
 use vswitch_control::config::SwitchConfig;
 use vswitch_control::jsonrpc::{Framer, Limits};
 use vswitch_control::ovsdb::receive_for_fuzzing;
-use vswitch_control::status::{BridgeStatus, ControllerStatus, InterfaceStatus, Status};
+use vswitch_control::status::{BridgeStatus, InterfaceStatus, Status};
 use vswitch_fuzz::{leaks, process};
 
-const TABLES: [&str; 6] = ["Open_vSwitch", "Bridge", "Port", "Interface", "Controller", "QoS"];
+const TABLES: [&str; 6] = ["Open_vSwitch", "Bridge", "Port", "Interface", "Mirror", "QoS"];
 const COLUMNS: [&str; 24] = [
     "bridges",
     "other_config",
@@ -24,7 +24,7 @@ const COLUMNS: [&str; 24] = [
     "name",
     "datapath_type",
     "fail_mode",
-    "protocols",
+    "mirrors",
     "controller",
     "ports",
     "interfaces",
@@ -37,7 +37,7 @@ const COLUMNS: [&str; 24] = [
     "mtu_request",
     "ofport_request",
     "ingress_policing_rate",
-    "target",
+    "ofport",
     "statistics",
     "status",
     "datapath_id",
@@ -263,7 +263,6 @@ fn status() -> Status {
         interfaces: rows()
             .map(|row| (row, InterfaceStatus::failed("no \"device\"\0")))
             .collect(),
-        controllers: rows().map(|row| (row, ControllerStatus::default())).collect(),
         ..Status::default()
     }
 }
