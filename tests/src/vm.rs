@@ -22,6 +22,7 @@ use vm_harness::{Accel, Vm, VmBuilder, guest};
 use crate::child::{children, is_dead};
 use crate::programs;
 use crate::switch::Switch;
+use crate::wait::eventually;
 
 /// A guest's boot, translated, on a machine that has other work as well.
 const BOOT: Duration = Duration::from_secs(90);
@@ -170,6 +171,26 @@ pub fn does_not_reach(vm: &mut Vm, address: &str) -> Outcome {
     Ok(())
 }
 
+/// Waits until some more of a stream has come to `vm`.
+///
+/// # Panics
+/// If it has stopped.
+#[track_caller]
+pub fn stream_flows(vm: &mut Vm) -> Outcome {
+    let received = |vm: &mut Vm| -> Result<u64, Failed> {
+        let text = vm
+            .serial()?
+            .check("cat /sys/class/net/eth0/statistics/rx_bytes")?;
+        Ok(text.trim().parse().expect("a number"))
+    };
+    let start = Instant::now();
+    let before = received(vm)?;
+    while received(vm)? < before + 500_000 {
+        assert!(start.elapsed() < NETWORK, "the TCP stream has stopped");
+    }
+    Ok(())
+}
+
 /// Waits until the guest sees its carrier come (`up`) or go; how long that took.
 pub fn carrier(vm: &mut Vm, interface: &str, up: bool) -> Result<Duration, Failed> {
     let start = Instant::now();
@@ -200,6 +221,20 @@ pub fn shim(vm: &Vm) -> i32 {
         [pid] => *pid,
         other => panic!("{} has the shims {other:?}, not one", vm.name()),
     }
+}
+
+/// Kills the VM's shim, and waits until QEMU has started another one.
+///
+/// # Panics
+/// If it does not.
+#[track_caller]
+pub fn replace_shim(vm: &Vm) {
+    let old = shim(vm);
+    kill_now(old);
+    eventually(
+        "QEMU starts another shim",
+        || matches!(shims(vm).as_slice(), [new] if *new != old),
+    );
 }
 
 /// Ends a process at once.

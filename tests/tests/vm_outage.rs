@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use vm_harness::{Vm, guest};
 use vswitch_common::fault::{self, Point};
 use vswitch_tests::child::is_dead;
-use vswitch_tests::vm::{self, Failed, Monitor, Outcome};
+use vswitch_tests::vm::{self, Monitor, Outcome};
 use vswitch_tests::{Bare, Switch, eventually};
 
 /// How long a guest may take to have its network back, on a busy machine. What it takes is printed.
@@ -18,23 +18,7 @@ fn start_stream(one: &mut Vm, two: &mut Vm, address: &str) -> Outcome {
     // Not as fast as it can: two translated guests and a switch share few CPUs with each other.
     let client = format!("until iperf3 -c {address} -b 40M -t 1000; do sleep 0.2; done");
     one.serial()?.spawn(&client, "/tmp/iperf3")?;
-    stream_flows(two)
-}
-
-/// Waits until some more of the stream has come to `two`.
-fn stream_flows(two: &mut Vm) -> Outcome {
-    let received = |two: &mut Vm| -> Result<u64, Failed> {
-        let text = two
-            .serial()?
-            .check("cat /sys/class/net/eth0/statistics/rx_bytes")?;
-        Ok(text.trim().parse().expect("a number"))
-    };
-    let start = Instant::now();
-    let before = received(two)?;
-    while received(two)? < before + 500_000 {
-        assert!(start.elapsed() < BACK * 2, "the TCP stream has stopped");
-    }
-    Ok(())
+    vm::stream_flows(two)
 }
 
 /// How often `text` stands in the VM's standard error.
@@ -100,7 +84,7 @@ fn switch_comes_late_and_ends_and_is_killed() -> Outcome {
         let carrier = up.elapsed();
         guest::wait_reachable(one.serial()?, "10.0.0.2", BACK)?;
         let back = up.elapsed();
-        stream_flows(&mut two)?;
+        vm::stream_flows(&mut two)?;
         std::thread::sleep(Duration::from_millis(500));
         let silence = monitor.silence(&mut one)?;
         println!(
@@ -148,20 +132,15 @@ fn shim_is_killed_ten_times_under_load() -> Outcome {
         let quiet = monitor.silence(&mut one)?;
         // The sender's shim, and the receiver's.
         let victim = if round % 2 == 0 { &one } else { &two };
-        let old = vm::shim(victim);
         let start = Instant::now();
-        vm::kill_now(old);
-        eventually(
-            "QEMU starts another shim",
-            || matches!(vm::shims(victim).as_slice(), [new] if *new != old),
-        );
+        vm::replace_shim(victim);
         let restarted = start.elapsed();
         for vm in [&mut one, &mut two] {
             vm::carrier(vm, "eth0", true)?;
         }
         guest::wait_reachable(one.serial()?, "10.0.0.2", BACK)?;
         let back = start.elapsed();
-        stream_flows(&mut two)?;
+        vm::stream_flows(&mut two)?;
         std::thread::sleep(Duration::from_millis(300));
         let silence = monitor.silence(&mut one)?;
         silences.push(silence);

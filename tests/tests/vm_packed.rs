@@ -57,12 +57,7 @@ fn packed_rings_go_on_after_their_shim_and_their_switch() -> Outcome {
     assert!(deaths(&one) >= 3, "{}", one.stderr());
 
     for _ in 0..3 {
-        let old = vm::shim(&two);
-        vm::kill_now(old);
-        eventually(
-            "QEMU starts another shim",
-            || matches!(vm::shims(&two).as_slice(), [new] if *new != old),
-        );
+        vm::replace_shim(&two);
         vm::carrier(&mut two, "eth0", true)?;
         guest::wait_reachable(two.serial()?, "10.0.0.1", BACK)?;
     }
@@ -107,12 +102,7 @@ fn shims_killed_in_a_flood() -> Outcome {
             sent() > before + 2000
         });
         std::thread::sleep(Duration::from_millis(37 * round));
-        let old = vm::shim(&one);
-        vm::kill_now(old);
-        eventually(
-            "QEMU starts another shim",
-            || matches!(vm::shims(&one).as_slice(), [new] if *new != old),
-        );
+        vm::replace_shim(&one);
         vm::carrier(&mut one, "eth0", true)?;
         before = sent();
     }

@@ -18,11 +18,7 @@ fn stream(from: &mut Vm, to: &mut Vm, address: &str) -> Outcome {
         .check_for("until ss -ltn | grep -q :5201; do sleep 0.1; done", BACK)?;
     from.serial()?
         .spawn(&format!("exec iperf3 -c {address} -t 1000"), "/tmp/client")?;
-    to.serial()?.check_for(
-        "until [ $(cat /sys/class/net/eth0/statistics/rx_bytes) -gt 3000000 ]; do sleep 0.1; done",
-        BACK,
-    )?;
-    Ok(())
+    vm::stream_flows(to)
 }
 
 fn reset(vm: &mut Vm) -> Result<(), Failed> {
